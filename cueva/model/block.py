@@ -41,7 +41,7 @@ class Block(nn.Module):
     def cached(
         self, x_TD: Tensor, segments: Sequence[Segment], rotation: Rotation, active_T: Tensor, *, rowwise: bool
     ) -> tuple[Tensor, Routing | None]:
-        """Run the rows of one step over their caches (`Attention.cached`); `active_T` marks those that are not filler."""
+        """Run the rows of one step over their caches (`Attention.cached`); `active_T`: rows that are not filler."""
         x_TD = x_TD + self.self_attn.cached(self.input_layernorm(x_TD), self.layer, segments, rotation, rowwise=rowwise)
         h_TD = self.post_attention_layernorm(x_TD)
         if isinstance(self.mlp, FeedForward):

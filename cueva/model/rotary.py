@@ -73,7 +73,7 @@ def attention_factor(config: ModelConfig) -> float:
 
 
 def softmax_scale(config: ModelConfig) -> float:
-    """What attention scores are multiplied with: (N + R) ** -0.5, times the squared YaRN temperature if there is one."""
+    """What scores are multiplied with: (N + R) ** -0.5, times the squared YaRN temperature if there is one."""
     scale = config.qk_head_dim**-0.5
     yarn = config.rope_scaling
     if yarn is not None and yarn.mscale_all_dim:

@@ -20,7 +20,7 @@ from cueva.kernels.attend import document_mask
 from cueva.kernels.route import Routing
 from cueva.model.attention import Segment
 from cueva.model.block import Block
-from cueva.model.experts import Experts, Gate
+from cueva.model.experts import Experts, Gate, MixtureOfExperts
 from cueva.model.mtp import MTPModule
 from cueva.model.norm import RMSNorm
 from cueva.model.rotary import Rotary, Rotation
@@ -192,8 +192,11 @@ class CausalLM(nn.Module):
                 ahead_BT = document_BT[:, depth:]
                 valid_BT = (document_BT[:, :rows] == ahead_BT) & (ahead_BT >= 0)
             mtp_valid.append(valid_BT)
-            if rows == 0:
-                mtp_hidden.append(hidden_BTD[:, :0])
+            if rows == 0:  # The row is too short for this depth; its gate still reports, that it sent nothing.
+                state_BTD = hidden_BTD[:, :0]
+                mtp_hidden.append(state_BTD)
+                if isinstance(module.mlp, MixtureOfExperts):
+                    routings.append(module.mlp.gate(state_BTD.flatten(0, 1), None))
                 continue
             x_BTD = module.joined(self.embed(ids_BT[:, depth:], depth), state_BTD[:, :rows])
             x_BTD = run(

@@ -103,5 +103,5 @@ def route(
 
 
 def best(value_TE: Tensor, count: int) -> Tensor:
-    """Return the indices of each row's `count` largest entries, largest first, ties to the lower (`topk` leaves them open)."""
+    """Return the indices of the `count` largest entries of a row, best first, ties to the lower (unlike `topk`)."""
     return value_TE.sort(dim=-1, descending=True, stable=True).indices[..., :count]
