@@ -1,0 +1,26 @@
+"""Weights to more tokens: the engine.
+
+Read `engine.py` first, then `scheduler.py` (one round), `runner.py` (why rows do not depend on neighbours),
+`drafting.py` and `acceptance.py` (why drafting changes nothing but speed), `sampling.py` and `stops.py`.
+"""
+
+from cueva.engine.answers import Answer, FinishReason, Piece, Stats
+from cueva.engine.cache import CacheFull, CachePool, SequenceCache, bytes_per_token
+from cueva.engine.engine import Engine
+from cueva.engine.sampling import Sampling, TokenLogprob
+from cueva.engine.stops import Codec
+
+__all__ = [
+    "Answer",
+    "CacheFull",
+    "CachePool",
+    "Codec",
+    "Engine",
+    "FinishReason",
+    "Piece",
+    "Sampling",
+    "SequenceCache",
+    "Stats",
+    "TokenLogprob",
+    "bytes_per_token",
+]

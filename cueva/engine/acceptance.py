@@ -1,0 +1,121 @@
+"""Which drafts stay: the rules that make drafting change nothing but speed.
+
+For a draft d drawn from the drafter's distribution q, at a place where the model's own is p (both after the same
+penalties, temperature and filters): d stays with probability min(1, p(d) / q(d)); otherwise a token is drawn from
+what p has in excess of q, and the rest of the drafts fall. The chance to get token x is then
+min(p(x), q(x)) + (1 - sum min(p, q)) max(p(x) - q(x), 0) / sum max(p - q, 0) = p(x): exactly the model's own. With
+greedy settings p and q are each one token, and the rule says: a draft stays if and only if it is the model's choice.
+
+Source: Leviathan et al. 2022 (arXiv:2211.17192), theorem in appendix A.1.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cueva.engine.draws import Draws, Purpose
+from cueva.engine.sampling import Probabilities, Settings, process
+
+
+class Draft(NamedTuple):
+    """A proposed token and the distribution it was drawn from."""
+
+    token_id: int
+    probability_A: Probabilities
+
+
+class Verdict(NamedTuple):
+    """What one verification decided."""
+
+    token_ids: list[int]
+    """The drafts that stay, then one token more: the correction, or after all of them a bonus."""
+    accepted: int
+    """How many drafts stay."""
+
+
+def accept_probability(p: float, q: float) -> float:
+    """The chance that a draft stays, whose probability is `p` for the model and `q` > 0 for the drafter."""
+    return min(1.0, p / q)
+
+
+def residual(target_A: Probabilities, draft_A: Probabilities) -> Probabilities | None:
+    """What a rejected draft is replaced from: the model's excess over the drafter; None where there is none."""
+    excess_A = np.maximum(target_A - draft_A, 0.0)
+    total = excess_A.sum()
+    return excess_A / total if total > 0 else None
+
+
+def draw_draft(
+    logits_A: NDArray[np.float32],
+    prompt: Sequence[int],
+    answer: Sequence[int],
+    settings: Settings,
+    draws: Draws,
+    usable: int | None = None,
+) -> Draft:
+    """Draw a draft from an MTP module's logits, processed as the model's are.
+
+    The draft is drawn from q and is not its likeliest token: the rule above divides by the probability with which it
+    really was proposed.
+    """
+    probability_A = process(logits_A, prompt, answer, settings, usable=usable)
+    if settings.greedy:
+        return Draft(int(probability_A.argmax()), probability_A)
+    position = len(prompt) + len(answer)
+    return Draft(draws.pick(position, Purpose.DRAFT, probability_A), probability_A)
+
+
+def draw_token(
+    logits_A: NDArray[np.float32],
+    prompt: Sequence[int],
+    answer: Sequence[int],
+    settings: Settings,
+    draws: Draws,
+    usable: int | None = None,
+) -> int:
+    """Draw a token from the model's own distribution."""
+    probability_A = process(logits_A, prompt, answer, settings, usable=usable)
+    if settings.greedy:
+        return int(probability_A.argmax())
+    return draws.pick(len(prompt) + len(answer), Purpose.TOKEN, probability_A)
+
+
+def verify(
+    logits_TA: NDArray[np.float32],
+    drafts: Sequence[Draft],
+    prompt: Sequence[int],
+    answer: Sequence[int],
+    settings: Settings,
+    draws: Draws,
+    usable: int | None = None,
+) -> Verdict:
+    """Decide which drafts stay, and the token after them.
+
+    Args:
+        logits_TA: the model's, one row per draft and one more: row j follows the answer and the first j drafts.
+        drafts: in order; may be none, and then this is plain decoding.
+        prompt: token ids of the prompt.
+        answer: token ids decided so far.
+        settings: of the request.
+        draws: of the request.
+        usable: see `process`.
+    """
+    decided: list[int] = []
+    for row, draft in enumerate(drafts):
+        so_far = [*answer, *decided]
+        position = len(prompt) + len(so_far)
+        target_A = process(logits_TA[row], prompt, so_far, settings, usable=usable)
+        chance = accept_probability(target_A[draft.token_id], draft.probability_A[draft.token_id])
+        if settings.greedy:
+            if chance == 0.0:
+                return Verdict([*decided, int(target_A.argmax())], row)
+        elif not draws.happens(position, Purpose.ACCEPT, chance):
+            excess_A = residual(target_A, draft.probability_A)
+            # No excess means p = q up to rounding: the draft is as good a draw from p as any.
+            if excess_A is not None:
+                return Verdict([*decided, draws.pick(position, Purpose.RESIDUAL, excess_A)], row)
+        decided.append(draft.token_id)
+    bonus = draw_token(logits_TA[len(drafts)], prompt, [*answer, *decided], settings, draws, usable)
+    return Verdict([*decided, bonus], len(drafts))
