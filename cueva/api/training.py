@@ -70,7 +70,7 @@ def train(
 
     def sample(model: CausalLM, prompt: str) -> str:
         sampling = Sampling(max_new_tokens=_fitting(model.config, SAMPLE_TOKENS), seed=config.run.seed, **_sampling())
-        return Engine(model, text.tokenizer).generate([prompt], sampling, draft=0)[0].text
+        return Engine(model, text.tokenizer, rows=1).generate([prompt], sampling, draft=0)[0].text
 
     parts = Parts(
         model=model,

@@ -9,7 +9,6 @@ tensors without the key.
 import dataclasses
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,8 +16,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from cueva.checkpoint.checks import check_fp8, check_names, check_tensors
 from cueva.checkpoint.config_file import ConfigReading, read_config_file
-from cueva.checkpoint.fp8 import E4M3, SCALE_DTYPES, dequantise
+from cueva.checkpoint.fp8 import E4M3, dequantise
 from cueva.checkpoint.names import (
     EMBEDDING,
     HEAD,
@@ -27,20 +27,16 @@ from cueva.checkpoint.names import (
     inventory,
     mtp_prefix,
     scale_name,
-    scale_shape,
 )
 from cueva.checkpoint.safetensors_io import INDEX_NAME, SINGLE_NAME, StoredFolder, open_folder
 from cueva.config import ModelConfig
-from cueva.errors import CheckpointError
+from cueva.errors import CheckpointError, ConfigError
 from cueva.files import recover_folder
-
-PLAIN_DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-"""What a tensor may be stored in without a scale."""
 
 _IGNORED: Final = re.compile(r"\.rotary_emb\.inv_freq$")  # old files repeat what the config says
 _LAYER: Final = re.compile(r"^model\.layers\.(\d+)\.")
-_SHOWN: Final = 5
 _COMPARED_AT_ONCE: Final = 1 << 24
+_ATTEMPTS: Final = 5
 
 
 class CheckpointWarning(UserWarning):
@@ -128,16 +124,20 @@ def open_directory(path: str | os.PathLike[str]) -> ModelDirectory:
     recover_folder(folder)
     if not folder.is_dir():
         raise CheckpointError(f"there is no model directory {folder}")
-    reading = read_config_file(folder)
-    stored = open_folder(folder)
-    names = _weight_names(stored)
-    config, warnings = _settle_depths(reading, names, folder)
-    entries = inventory(config)
-    _check_names(folder, config, entries, names)
-    entries = {name: entry for name, entry in entries.items() if name in names}
-    _check_tensors(folder, stored, entries)
-    warnings = [*reading.warnings, *stored.notes, *warnings, *_check_fp8(folder, reading, stored)]
-    return ModelDirectory(folder, config, reading, stored, entries, tuple(warnings))
+    for _ in range(_ATTEMPTS):
+        # A running training may put a new directory in this one's place between two of our files. Then start again:
+        # config and shards of two saves must never meet.
+        before = _identity(folder)
+        try:
+            opened = _open_once(folder)
+        except (CheckpointError, ConfigError):
+            if _identity(folder) == before:
+                raise
+            continue
+        if _identity(folder) == before:
+            return opened
+        opened.stored.close()
+    raise CheckpointError(f"{folder} was replaced again and again while it was opened", way_out="try again later")
 
 
 def read_config(path: str | os.PathLike[str]) -> ModelConfig:
@@ -160,6 +160,32 @@ def read_config(path: str | os.PathLike[str]) -> ModelConfig:
 
 
 # --- private ----------------------------------------------------------------------------------------------------------
+
+
+def _identity(folder: Path) -> tuple[int, ...] | None:
+    """What tells a folder from another under the same name."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns
+
+
+def _open_once(folder: Path) -> ModelDirectory:
+    reading = read_config_file(folder)
+    stored = open_folder(folder)
+    try:
+        names = _weight_names(stored)
+        config, warnings = _settle_depths(reading, names, folder)
+        entries = inventory(config)
+        check_names(folder, config, entries, names)
+        entries = {name: entry for name, entry in entries.items() if name in names}
+        check_tensors(folder, stored, entries)
+        warnings = [*reading.warnings, *stored.notes, *warnings, *check_fp8(folder, reading, stored)]
+    except BaseException:
+        stored.close()
+        raise
+    return ModelDirectory(folder, config, reading, stored, entries, tuple(warnings))
 
 
 def _weight_names(stored: StoredFolder) -> set[str]:
@@ -189,7 +215,7 @@ def _settle_depths(reading: ConfigReading, names: set[str], folder: Path) -> tup
             )
         if not absent:
             return reading.config, []
-        shown = ", ".join(f"{depth} ({mtp_prefix(reading.config, depth)}*)" for depth in absent[:_SHOWN])
+        shown = ", ".join(f"{depth} ({mtp_prefix(reading.config, depth)}*)" for depth in absent[:5])
         warning = (
             f"config.json promises {given} MTP module{'s' * (given > 1)}, but there is no tensor of depth {shown}: "
             f"loaded with {kept}"
@@ -207,98 +233,3 @@ def _settle_depths(reading: ConfigReading, names: set[str], folder: Path) -> tup
     says = "does not mention" if reading.depths_given is None else "denies"
     warning = f"config.json {says} MTP modules, but there are tensors of {found}: loaded with {found}"
     return dataclasses.replace(reading.config, num_nextn_predict_layers=found), [warning]
-
-
-def _check_names(folder: Path, config: ModelConfig, entries: dict[str, TensorEntry], names: set[str]) -> None:
-    missing = [name for name, entry in entries.items() if name not in names and entry.copy_of is None]
-    extra = sorted(name for name in names if name not in entries)
-    if config.tie_word_embeddings and HEAD in extra:
-        extra.remove(HEAD)  # some tools write it all the same; `differing_copies` compares it
-    problems = []
-    if missing:
-        problems.append(f"{_counted(missing, 'tensor is', 'tensors are')} missing: {_listed(missing)}")
-    if extra:
-        problems.append(f"{_counted(extra, 'tensor is', 'tensors are')} not part of the model: {_listed(extra)}")
-    if problems:
-        raise CheckpointError(f"{folder} does not hold what its config.json describes; {'; '.join(problems)}")
-
-
-def _check_tensors(folder: Path, stored: StoredFolder, entries: dict[str, TensorEntry]) -> None:
-    wrong = [
-        f"{name} is {_shape(stored.tensors[name].shape)} instead of {_shape(entry.shape)}"
-        for name, entry in entries.items()
-        if stored.tensors[name].shape != entry.shape
-    ]
-    if wrong:
-        raise CheckpointError(
-            f"{folder}: {_counted(wrong, 'tensor has', 'tensors have')} another shape than config.json gives: "
-            f"{_listed(wrong)}"
-        )
-    odd = [
-        f"{name} ({str(stored.tensors[name].dtype).removeprefix('torch.')})"
-        for name in entries
-        if stored.tensors[name].dtype not in (*PLAIN_DTYPES, E4M3)
-    ]
-    if odd:
-        raise CheckpointError(
-            f"{folder}: {_counted(odd, 'tensor has a dtype', 'tensors have dtypes')} that weights cannot have: "
-            f"{_listed(odd)}"
-        )
-
-
-def _check_fp8(folder: Path, reading: ConfigReading, stored: StoredFolder) -> list[str]:
-    """Every FP8 tensor has its scales, every scale its tensor, and the grid fits. Returns warnings."""
-    tensors = stored.tensors
-    quantised = [name for name, tensor in tensors.items() if tensor.dtype == E4M3]
-    scales = [name for name in tensors if name.endswith(SCALE_SUFFIX)]
-    if orphans := sorted(name for name in scales if name.removesuffix(SCALE_SUFFIX) not in tensors):
-        raise CheckpointError(
-            f"{folder}: {_counted(orphans, 'scale has', 'scales have')} no weight: {_listed(orphans)}"
-        )
-    if plain := sorted(name for name in scales if tensors[name.removesuffix(SCALE_SUFFIX)].dtype != E4M3):
-        raise CheckpointError(
-            f"{folder}: {_counted(plain, 'scale lies', 'scales lie')} beside weights that are not FP8: {_listed(plain)}"
-        )
-    if bare := [name for name in quantised if scale_name(name) not in tensors]:
-        missing = [scale_name(name) for name in bare]
-        raise CheckpointError(
-            f"{folder}: {_counted(missing, 'FP8 scale is', 'FP8 scales are')} missing: {_listed(missing)}"
-        )
-    if not quantised:
-        if reading.quantisation is not None:
-            return ["config.json has a `quantization_config`, but no tensor is FP8: the weights are read as they are"]
-        return []
-    if reading.quantisation is None:
-        raise CheckpointError(
-            f"{folder}: {_counted(quantised, 'tensor is', 'tensors are')} FP8, but config.json has no "
-            f"`quantization_config` that "
-            f"gives the size of their blocks: {_listed(quantised)}"
-        )
-    block, wrong = reading.quantisation.block, []
-    for name in quantised:
-        shape, scale = tensors[name].shape, tensors[scale_name(name)]
-        expected = scale_shape(shape, block) if len(shape) == 2 else None
-        if scale.shape != expected or scale.dtype not in SCALE_DTYPES:
-            wrong.append(
-                f"{scale.name} is {_shape(scale.shape)} of {scale.dtype} "
-                f"instead of {'nothing' if expected is None else _shape(expected)}"
-            )
-    if wrong:
-        raise CheckpointError(
-            f"{folder}: {_counted(wrong, 'scale does', 'scales do')} not fit blocks of {_shape(block)}: "
-            f"{_listed(wrong)}"
-        )
-    return []
-
-
-def _shape(shape: Iterable[int]) -> str:
-    return " x ".join(map(str, shape)) or "one number"
-
-
-def _counted(items: list[str], one: str, many: str) -> str:
-    return f"{len(items):,} {one if len(items) == 1 else many}"
-
-
-def _listed(items: list[str]) -> str:
-    shown = ", ".join(items[:_SHOWN])
-    return shown if len(items) <= _SHOWN else f"{shown} and {len(items) - _SHOWN:,} more"

@@ -1,82 +1,42 @@
-"""Reading a folder of safetensors files: checked before it is mapped, and mapped rather than copied.
+"""A folder of safetensors files: opened once, checked, and mapped rather than copied.
 
-A file is 8 bytes of header length (little endian), a JSON header, and the data. The header gives each tensor's dtype,
-shape and place. We read it ourselves, because a damaged file must be refused by name with the expected and the actual
-bytes, and because tensors are read straight into their final place. Nothing is unpickled: a folder with only `*.bin`
+Every file is opened when the folder is, and read and mapped through that one handle: should a save put a new directory
+in this one's place meanwhile, headers and data still belong together. Nothing is unpickled: a folder with only `*.bin`
 files is refused.
-
-Source: the format's description, https://github.com/huggingface/safetensors#format
 """
 
 import io
 import json
-import math
+import mmap
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
 
+from cueva.checkpoint.safetensors_header import RepeatedError, StoredTensor, no_repeats, read_header
 from cueva.errors import CheckpointError
 
 INDEX_NAME: Final = "model.safetensors.index.json"
 SINGLE_NAME: Final = "model.safetensors"
 
-DTYPES: Final[dict[str, torch.dtype]] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "F8_E8M0": torch.float8_e8m0fnu,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-
-# The format's own limit; a larger length is what a file of another kind looks like.
-_LARGEST_HEADER: Final = 100_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """Where a tensor lies on disk."""
-
-    name: str
-    file: Path
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    start: int
-    """First byte in the file."""
-    stop: int
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes on disk."""
-        return self.stop - self.start
-
 
 class StoredFolder:
     """The tensors of a model directory: `tensors` by name, `files`, and `notes` about what is odd but harmless.
 
-    Opening checks every header against its file; data is read or mapped only when asked for. Close it, or use it as a
-    context manager; tensors that were mapped stay valid.
+    Data is read or mapped only when asked for. Close it, or use it as a context manager; tensors that were mapped stay
+    valid.
     """
 
-    def __init__(self, folder: Path, tensors: dict[str, StoredTensor], files: list[Path], notes: list[str]):
+    def __init__(self, folder: Path):
         self.folder = folder
-        self.tensors = tensors
-        self.files = files
-        self.notes = notes
-        self._maps: dict[Path, Tensor] = {}
+        self.tensors: dict[str, StoredTensor] = {}
+        self.notes: list[str] = []
         self._open: dict[Path, io.FileIO] = {}
+        self._maps: dict[Path, Tensor] = {}
+        self._closing = ExitStack()
 
     def __enter__(self) -> "StoredFolder":
         return self
@@ -86,10 +46,25 @@ class StoredFolder:
 
     def close(self) -> None:
         """Close the files. Mapped tensors keep their own hold on the data."""
-        for file in self._open.values():
-            file.close()
-        self._open.clear()
+        self._closing.close()
         self._maps.clear()
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that were opened."""
+        return list(self._open)
+
+    def open(self, path: Path) -> dict[str, StoredTensor]:
+        """Open one more file and read its header."""
+        try:
+            file = self._closing.enter_context(io.FileIO(path))
+            found = read_header(path, file)
+        except FileNotFoundError:
+            raise CheckpointError(f"there is no file {path}") from None
+        except OSError as error:
+            raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+        self._open[path] = file
+        return found
 
     def view(self, name: str) -> Tensor:
         """Map a tensor: no memory of its own, pages come from the disk as they are touched.
@@ -101,15 +76,13 @@ class StoredFolder:
             return torch.empty(stored.shape, dtype=stored.dtype)
         if stored.file not in self._maps:
             try:
-                self._maps[stored.file] = torch.from_file(
-                    str(stored.file), shared=False, size=stored.file.stat().st_size, dtype=torch.uint8
-                )
-            except (RuntimeError, OSError) as error:
+                mapped = mmap.mmap(self._open[stored.file].fileno(), 0, access=mmap.ACCESS_COPY)
+            except (OSError, ValueError) as error:
                 raise CheckpointError(f"cannot map {stored.file} into memory: {error}") from error
+            self._maps[stored.file] = torch.frombuffer(mapped, dtype=torch.uint8)
         raw = self._maps[stored.file][stored.start : stored.stop]
-        if (
-            stored.start % stored.dtype.itemsize
-        ):  # written by a careless tool; only a copy can be viewed as wider values
+        if stored.start % stored.dtype.itemsize:
+            # Written by a careless tool: only a copy can be viewed as wider values.
             raw = raw.clone()
         return raw.view(stored.dtype).view(stored.shape)
 
@@ -134,8 +107,6 @@ class StoredFolder:
         if stored.nbytes == 0:
             return
         try:
-            if stored.file not in self._open:
-                self._open[stored.file] = io.FileIO(stored.file)
             file = self._open[stored.file]
             file.seek(stored.start)
             left = place.flatten().view(torch.uint8).numpy().data.cast("B")
@@ -158,137 +129,53 @@ def open_folder(folder: str | os.PathLike[str]) -> StoredFolder:
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"there is no folder {folder}")
-    index, single = folder / INDEX_NAME, folder / SINGLE_NAME
-    if index.is_file():
-        return _open_indexed(folder, index)
-    if single.is_file():
-        return StoredFolder(folder, read_header(single), [single], _notes_on_other_files(folder, [single]))
-    raise _no_weights(folder)
-
-
-def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Read and check one file's header: every tensor's place, with no gap, no overlap and nothing after the last.
-
-    Raises:
-        CheckpointError: it is truncated or damaged; names the file, and expected and actual bytes.
-    """
+    stored = StoredFolder(folder)
     try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            start = file.read(8)
-            length = int.from_bytes(start, "little")
-            if len(start) < 8 or length > _LARGEST_HEADER:
-                raise CheckpointError(f"{path} is no safetensors file: it has no header")
-            if 8 + length > size:
-                raise CheckpointError(
-                    f"{path} is truncated: its header alone needs {8 + length:,} bytes, but the file has {size:,}",
-                    way_out="try downloading or copying it again",
-                )
-            text = file.read(length)
-    except FileNotFoundError:
-        raise CheckpointError(f"there is no file {path}") from None
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
-    try:
-        header = json.loads(text, object_pairs_hook=_no_repeats)
-    except _RepeatedError as error:
-        raise CheckpointError(f"{path} holds the tensor {error} twice") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"the header of {path} is damaged: {error}") from error
-    if not isinstance(header, dict):
-        raise CheckpointError(f"the header of {path} is damaged: it is no JSON object")
-    header.pop("__metadata__", None)
-    tensors = {name: _stored(path, name, entry, 8 + length) for name, entry in header.items()}
-    _check_cover(path, tensors.values(), 8 + length, size)
-    return tensors
+        if (folder / INDEX_NAME).is_file():
+            _open_indexed(stored, folder / INDEX_NAME)
+        elif (folder / SINGLE_NAME).is_file():
+            stored.tensors = stored.open(folder / SINGLE_NAME)
+        else:
+            raise _no_weights(folder)
+        stored.notes += _notes_on_other_files(folder, stored.files)
+    except BaseException:
+        stored.close()
+        raise
+    return stored
 
 
 # --- private ----------------------------------------------------------------------------------------------------------
 
 
-class _RepeatedError(ValueError):
-    """A key that stands twice in one JSON object, where the second would silently win."""
-
-
-def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise _RepeatedError(key)
-        found[key] = value
-    return found
-
-
-def _stored(path: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
-    """One header entry, type-checked."""
-    try:
-        kind, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in (*shape, start, stop))
-    except (TypeError, KeyError, ValueError):
-        whole, kind, shape, start, stop = False, None, (), 0, 0
-    if not whole or not isinstance(kind, str):
-        raise CheckpointError(f"the header of {path} is damaged: the entry of {name} is {str(entry)[:80]}")
-    if kind not in DTYPES:
-        raise CheckpointError(f"{name} in {path} has dtype {kind}, which cueva does not know")
-    dtype = DTYPES[kind]
-    needed = math.prod(shape) * dtype.itemsize
-    if stop - start != needed:
-        raise CheckpointError(
-            f"the header of {path} is damaged: {name} of shape {tuple(shape)} in {kind} takes {needed:,} bytes, but "
-            f"has "
-            f"{stop - start:,}"
-        )
-    return StoredTensor(name, path, dtype, tuple(shape), data_start + start, data_start + stop)
-
-
-def _check_cover(path: Path, tensors: Iterable[StoredTensor], data_start: int, size: int) -> None:
-    """The tensors must cover the data exactly: this finds truncated and appended files, gaps and overlaps."""
-    end = data_start
-    for stored in sorted(tensors, key=lambda stored: (stored.start, stored.stop)):
-        if stored.start != end:
-            what = "overlaps the tensor before it" if stored.start < end else "leaves a gap before it"
-            raise CheckpointError(f"the header of {path} is damaged: {stored.name} {what}")
-        end = stored.stop
-    if size < end:
-        raise CheckpointError(
-            f"{path} is truncated: its header describes {end:,} bytes, but the file has {size:,}",
-            way_out="try downloading or copying it again",
-        )
-    if size > end:
-        raise CheckpointError(f"{path} has {size:,} bytes, but its header describes only {end:,}")
-
-
-def _open_indexed(folder: Path, index: Path) -> StoredFolder:
+def _open_indexed(stored: StoredFolder, index: Path) -> None:
     weight_map, total = _read_index(index)
-    tensors: dict[str, StoredTensor] = {}
-    files = sorted({folder / name for name in weight_map.values()})
-    for file in files:
+    tensors = stored.tensors
+    for file in sorted({stored.folder / name for name in weight_map.values()}):
         if not file.is_file():
             waiting = [name for name, place in weight_map.items() if place == file.name]
             raise CheckpointError(
                 f"{file} is missing: {index.name} says that it holds {_some(waiting)}",
                 way_out="try downloading or copying it again",
             )
-        for name, stored in read_header(file).items():
+        for name, tensor in stored.open(file).items():
             if name in tensors:
                 raise CheckpointError(f"the tensor {name} is in two files, {tensors[name].file} and {file}")
             if name not in weight_map:
                 raise CheckpointError(f"{file} holds {name}, which {index.name} does not list")
-            tensors[name] = stored
+            tensors[name] = tensor
     for name, place in weight_map.items():
         if name not in tensors or tensors[name].file.name != place:
-            raise CheckpointError(f"{index.name} says that {name} is in {place}, but {folder / place} does not hold it")
-    notes = _notes_on_other_files(folder, files)
-    actual = sum(stored.nbytes for stored in tensors.values())
+            where = stored.folder / place
+            raise CheckpointError(f"{index.name} says that {name} is in {place}, but {where} does not hold it")
+    actual = sum(tensor.nbytes for tensor in tensors.values())
     if total is not None and total != actual:
-        notes.append(f"{index.name} gives a total of {total:,} bytes, but its tensors have {actual:,}")
-    return StoredFolder(folder, tensors, files, notes)
+        stored.notes.append(f"{index.name} gives a total of {total:,} bytes, but its tensors have {actual:,}")
 
 
 def _read_index(index: Path) -> tuple[dict[str, str], int | None]:
     try:
-        content = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=_no_repeats)
-    except _RepeatedError as error:
+        content = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=no_repeats)
+    except RepeatedError as error:
         raise CheckpointError(f"{index} lists {error} twice") from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read {index}: {error}") from error

@@ -17,7 +17,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from cueva.checkpoint.safetensors_io import DTYPES, INDEX_NAME, SINGLE_NAME
+from cueva.checkpoint.safetensors_header import DTYPES
+from cueva.checkpoint.safetensors_io import INDEX_NAME, SINGLE_NAME
 
 _DTYPE_NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}
 

@@ -98,7 +98,7 @@ def _status(given: list[str]) -> int:
     verbs = [command.name for command in app.registered_commands]
     verb = next((word for word in given if word in verbs), None)
     name = f"cueva {verb}" if verb else "cueva"
-    show_library_talk(name)
+    show_library_talk(name, all_of_it=verb == "generate")
     try:
         status = app(given, prog_name="cueva", standalone_mode=False)
         status = status if isinstance(status, int) and not isinstance(status, bool) else 0

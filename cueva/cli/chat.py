@@ -59,8 +59,9 @@ def chat(
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     drafts = draft_count(draft)
     talk = Chat(api.Engine(model, weights=weights, threads=threads), sampling, drafts, sys.stdout, model=model, system=system)
+    say(talk.engine.describe_sampling())
     if sys.stdin.isatty():
-        say(f"{model}: {talk.engine.describe_sampling()}. /help lists the commands, Ctrl-D leaves.")
+        say(f"{model} listens. /help lists the commands, Ctrl-D leaves.")
     for line in read_lines():
         try:
             if not talk.line(line):

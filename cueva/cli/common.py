@@ -40,8 +40,24 @@ def emit(record: Mapping[str, Any]) -> None:
     result(json.dumps(record, ensure_ascii=False))
 
 
-def show_library_talk(name: str) -> None:
-    """Print what Python's `warnings` and our own log have to say as one sentence each, without file names and line numbers."""
+class _Talk(logging.Handler):
+    """Our own log as notes on stderr, wherever stderr is at that moment."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        self._name = name
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(f"{self._name}: note: {record.getMessage()}")
+
+
+def show_library_talk(name: str, *, all_of_it: bool) -> None:
+    """Print what Python's `warnings` and our own log have to say as a sentence each, without file names and line numbers.
+
+    Args:
+        name: of the command, which the sentences begin with.
+        all_of_it: also what is no warning, such as the sampling defaults that an engine begins with.
+    """
 
     def showwarning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         if issubclass(category, UserWarning):
@@ -49,11 +65,10 @@ def show_library_talk(name: str) -> None:
 
     warnings.showwarning = showwarning
     logger = logging.getLogger("cueva")
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter(f"{name}: note: %(message)s"))
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
+    for handler in [handler for handler in logger.handlers if isinstance(handler, _Talk)]:
+        logger.removeHandler(handler)
+    logger.addHandler(_Talk(name))
+    logger.setLevel(logging.INFO if all_of_it else logging.WARNING)
 
 
 def count(number: float) -> str:

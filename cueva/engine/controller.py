@@ -59,31 +59,36 @@ class DraftController:
         """How often draft j stays once the drafts before it did."""
         self._rounds_below = 0
         self._probe = 0
+        self._repeat = False
 
     def choose(self, costs: Costs, limit: int) -> int:
         """Return how many tokens to draft now, at most `limit`."""
         most = min(self.most, limit)
-        best, best_rate, tokens, staying = 0, 1.0 / costs.verify(0), 1.0, 1.0
-        for drafts in range(1, most + 1):
-            staying *= self.acceptance[drafts - 1]
-            tokens += staying
-            rate = tokens / (costs.verify(drafts) + drafts * costs.draft)
-            if rate > best_rate:
-                best, best_rate = drafts, rate
+        best = max(range(most + 1), key=lambda drafts: self._rate(costs, drafts))  # the fewest of equals
         self._probe = 0
         if best < most:
             self._rounds_below += 1
             if self._rounds_below >= PROBE_EVERY:
                 self._rounds_below = 0
                 self._probe = best + 1
+                # Repeating a probe that succeeds makes sense only if success can make it pay.
+                self._repeat = self._rate(costs, best + 1, certain=best + 1) > self._rate(costs, best)
         return max(best, self._probe)
+
+    def _rate(self, costs: Costs, drafts: int, certain: int | None = None) -> float:
+        """Tokens per cost of a round with so many drafts, if draft number `certain` always stayed."""
+        tokens = staying = 1.0
+        for place in range(1, drafts + 1):
+            staying *= 1.0 if place == certain else self.acceptance[place - 1]
+            tokens += staying
+        return tokens / (costs.verify(drafts) + drafts * costs.draft)
 
     def observe(self, drafted: int, accepted: int) -> None:
         """Take note of a round: drafts behind the first rejected one say nothing about theirs."""
         for place in range(min(drafted, accepted + 1, self.most)):
             stayed = 1.0 if place < accepted else 0.0
             self.acceptance[place] = DECAY * self.acceptance[place] + (1 - DECAY) * stayed
-        if self._probe and accepted >= self._probe:
+        if self._repeat and 0 < self._probe <= accepted:
             self._rounds_below = PROBE_EVERY
 
 

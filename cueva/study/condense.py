@@ -98,14 +98,14 @@ def pooled(values_S: Floats, border: NDArray[np.int64]) -> tuple[Floats, Floats,
 
 
 def smoothed(values_S: Floats) -> Floats:
-    """Mean over h steps on both sides of each step, taken twice, h = min(i / 16, S / 120) for step i of S.
+    """Mean over h steps on both sides of each step, taken twice, h = min(i / 12, S / 60) for step i of S.
 
     Both sides, so nothing lags; twice, so that a step counts the less the further it is. The first steps, where a loss
     falls fastest, are not smoothed at all. NaN values take no part and stay NaN.
     """
     count = len(values_S)
     index = np.arange(count)
-    half = np.minimum(index // 16, max(count // 120, 1))
+    half = np.minimum(index // 12, max(count // 60, 1))
     start, stop = index - half, np.minimum(index + half + 1, count)
     known = np.isfinite(values_S)
     counts = np.concatenate([[0], np.cumsum(known)])

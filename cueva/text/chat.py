@@ -85,8 +85,8 @@ def encode_chat(
     output is then cut at the control tokens; between them the private-use characters are turned back, and the text is
     encoded as ordinary text.
 
-    One exception, in assistant messages: the first `<think>` and the first `</think>` stay as they are, because
-    templates look for them to leave old thoughts out, and because the model did write them as tokens.
+    One exception, in assistant messages: the first `</think>`, and the first `<think>` if it comes before that, stay as
+    they are, because templates look for them to leave old thoughts out, and because the model wrote them as tokens.
 
     The begin token comes once: the template's, or if that writes none, ours when the tokenizer adds one.
 
@@ -196,8 +196,10 @@ def _masked(value: Any, masks: Mapping[str, str]) -> Any:
 def _masked_message(message: dict[str, Any], masks: Mapping[str, str]) -> dict[str, Any]:
     masked = _masked(message, masks)
     if message["role"] == "assistant" and isinstance(message.get("content"), str):
-        for mark in (THINK, THINK_END):
-            masked["content"] = masked["content"].replace(_masked(mark, masks), mark, 1)
+        thought, end, answer = message["content"].partition(THINK_END)
+        if end:
+            thought = _masked(thought, masks).replace(_masked(THINK, masks), THINK, 1)
+            masked["content"] = thought + end + _masked(answer, masks)
     return masked
 
 

@@ -16,7 +16,7 @@ from cueva.errors import TextError
 from cueva.files import disk_errors, recover_folder
 from cueva.text import shards
 from cueva.text.corpus import Corpus, Document
-from cueva.text.shards import BatchTokenizer
+from cueva.text.shards import COMPANIONS, FILES, BatchTokenizer
 from cueva.text.writing import Job, Progress, feed, locked, publish
 
 
@@ -75,6 +75,7 @@ def prepare(
     work = target.with_name(f".{target.name}.unfinished")
     request = _request(docs, tokenizer, held_out_share)
     recover_folder(target)
+    _leave_others_alone(target, replace)
     finished = None if replace and not _same(target, request) else _finished(target, docs, request)
     if finished is not None:
         shutil.rmtree(work, ignore_errors=True)
@@ -116,6 +117,25 @@ def _request(docs: Corpus | Iterable[Document], tokenizer: BatchTokenizer, share
     }
 
 
+def _leave_others_alone(target: Path, replace: bool) -> None:
+    """Refuse a folder that holds anybody's files but ours; replacing it would delete them."""
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise TextError(
+            f"{target} is a file, but a folder of token shards is to be written", way_out="try another path"
+        )
+    names = {path.name for path in target.iterdir()}
+    others = sorted(names - FILES - COMPANIONS)
+    if names and "manifest.json" not in names:
+        raise TextError(f"{target} exists and is not prepared text", way_out="try another folder")
+    if others and replace:
+        raise TextError(
+            f"{target} holds {others[0]}, which is no part of prepared text and would be deleted",
+            way_out="try another folder, or move what is not prepared text elsewhere",
+        )
+
+
 def _same(target: Path, request: dict[str, Any]) -> bool:
     try:
         shards.check_files(target)
@@ -126,10 +146,8 @@ def _same(target: Path, request: dict[str, Any]) -> bool:
 
 def _finished(target: Path, docs: Corpus | Iterable[Document], request: dict[str, Any]) -> dict[str, Any] | None:
     """Return the manifest of a folder that holds what is asked for; None if there is no folder yet."""
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+    if not target.exists() or not any(target.iterdir()):
         return None
-    if not (target / "manifest.json").is_file():
-        raise TextError(f"{target} exists and is not prepared text", way_out="try another folder")
     other = "try another folder, or replace=True (--replace) to make this one anew"
     manifest = shards.check_files(target)
     try:
@@ -164,5 +182,5 @@ def _difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     first = changed[0] if changed else "their order"
     what = "is new" if first not in old else "is gone" if first not in new else "changed"
-    more = f", and so did {len(changed) - 1} more" if len(changed) > 1 else ""
+    more = f", and {len(changed) - 1} more differ" if len(changed) > 1 else ""
     return f"{first} {what} since{more}"

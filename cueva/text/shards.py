@@ -32,6 +32,12 @@ FORMAT: Final = "cueva token shards"
 VERSION: Final = 1
 SPLITS: Final[tuple[Split, Split]] = ("train", "held_out")
 SUFFIXES: Final = ("bin", "index", "sources")
+FILES: Final = frozenset(
+    {"manifest.json", "inputs.json"} | {f"{split}.{suffix}" for split in SPLITS for suffix in SUFFIXES}
+)
+"""All that a folder of token shards holds."""
+COMPANIONS: Final = frozenset({"tokenizer.json", "tokenizer_config.json"})
+"""What a caller may put beside them: the tokenizer that made them."""
 _BATCH: Final = 256
 
 

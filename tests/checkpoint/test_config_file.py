@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cueva.checkpoint import config_dict, departures, read_config, read_config_file, write_config
-from cueva.checkpoint.config_file import KNOWN, parse_config
+from cueva.checkpoint.config_fields import KNOWN
+from cueva.checkpoint.config_file import parse_config
 from cueva.checkpoint.families import FAMILIES
 from cueva.checkpoint.known_keys import MECHANISMS
 from cueva.config import PRESETS, ModelConfig, RopeScaling, model_config

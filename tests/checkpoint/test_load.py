@@ -431,9 +431,10 @@ def test_a_tied_config_with_another_head_is_refused_and_with_the_same_accepted(t
 
 
 @pytest.mark.parametrize(
-    ("scale_fmt", "e8m0"), [(None, False), ("ue8m0", False), ("ue8m0", True)], ids=["float", "ue8m0", "e8m0 bytes"]
+    ("scale_fmt", "e8m0", "dtype"),
+    [(None, False, "float32"), (None, False, "bfloat16"), ("ue8m0", False, "float32"), ("ue8m0", True, "bfloat16")],
+    ids=["float", "float, cast", "ue8m0", "e8m0 bytes, cast"],
 )
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_fp8_weights_are_code_times_scale(saved: Path, scale_fmt: str | None, e8m0: bool, dtype: str) -> None:
     config = PRESETS["tiny"]
     quantise_folder(saved, config, scale_fmt=scale_fmt, e8m0=e8m0)

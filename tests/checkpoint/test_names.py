@@ -1,3 +1,4 @@
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,16 @@ import torch
 from hypothesis import given, settings
 from safetensors import safe_open
 
-from cueva.checkpoint import config_dict, inventory
+from cueva.checkpoint import TensorEntry, config_dict, inventory
 from cueva.checkpoint.names import EMBEDDING, HEAD, scale_shape
 from cueva.config import PRESETS, ModelConfig, model_config
 from cueva.model import CausalLM
 from tests.strategies import model_shapes
+
+
+@functools.cache
+def of_671b() -> dict[str, TensorEntry]:
+    return inventory(PRESETS["v3-671b"])
 
 
 def values(config: ModelConfig) -> int:
@@ -20,7 +26,7 @@ def values(config: ModelConfig) -> int:
 
 def test_the_671b_model_has_the_published_tensors() -> None:
     """Counts and bytes of the released FP8 files, and of their dequantised form."""
-    entries = inventory(PRESETS["v3-671b"])
+    entries = of_671b()
     scales = {name: scale_shape(entry.shape, (128, 128)) for name, entry in entries.items() if entry.fp8}
     assert len(entries) == 46_183
     assert len(entries) + len(scales) == 91_991
@@ -36,7 +42,7 @@ def test_the_671b_model_has_the_published_tensors() -> None:
 @pytest.mark.parametrize(("layer", "tensors"), [(0, 20), (2, 20), (3, 1558), (60, 1558), (61, 1564)])
 def test_layers_of_the_671b_files_hold_what_was_published(layer: int, tensors: int) -> None:
     """Scales counted: dense layers 20, expert layers 1,558, and six more in the MTP layer."""
-    entries = [e for name, e in inventory(PRESETS["v3-671b"]).items() if name.startswith(f"model.layers.{layer}.")]
+    entries = [e for name, e in of_671b().items() if name.startswith(f"model.layers.{layer}.")]
     assert sum(1 + entry.fp8 for entry in entries) == tensors
 
 
@@ -54,14 +60,14 @@ def test_layers_of_the_671b_files_hold_what_was_published(layer: int, tensors: i
     ],
 )
 def test_scale_grids_are_the_published_ones(name: str, shape: tuple[int, int], scales: tuple[int, int]) -> None:
-    entry = inventory(PRESETS["v3-671b"])[f"model.layers.10.{name}.weight"]
+    entry = of_671b()[f"model.layers.10.{name}.weight"]
     assert entry.shape == shape
     assert entry.fp8
     assert scale_shape(shape, (128, 128)) == scales
 
 
 def test_what_the_fp8_files_keep_plain() -> None:
-    plain = {name for name, entry in inventory(PRESETS["v3-671b"]).items() if not entry.fp8}
+    plain = {name for name, entry in of_671b().items() if not entry.fp8}
     kinds = ("norm", "mlp.gate.", "eh_proj", "embed_tokens", "head")
     assert all(any(kind in name for kind in kinds) for name in plain)
     assert not any(".experts." in name or "_experts." in name or "self_attn.o_proj" in name for name in plain)

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cueva.checkpoint.safetensors_io import DTYPES, INDEX_NAME, SINGLE_NAME, open_folder, read_header
+from cueva.checkpoint.safetensors_header import DTYPES
+from cueva.checkpoint.safetensors_io import INDEX_NAME, SINGLE_NAME, open_folder
 from cueva.checkpoint.safetensors_write import TensorToWrite, write_folder
 from cueva.errors import CheckpointError
 
@@ -79,8 +80,9 @@ def test_the_library_reads_every_file_we_write(tmp_path: Path) -> None:
     assert all(same(loaded[name], tensor) for name, tensor in TENSORS.items())
     with safetensors.safe_open(tmp_path / SINGLE_NAME, "pt") as file:
         assert file.metadata() == {"format": "pt"}
-    for stored in read_header(tmp_path / SINGLE_NAME).values():
-        assert stored.start % stored.dtype.itemsize == 0, "aligned, so it can be mapped"
+    with open_folder(tmp_path) as stored:
+        for tensor in stored.tensors.values():
+            assert tensor.start % tensor.dtype.itemsize == 0, "aligned, so it can be mapped"
 
 
 @settings(max_examples=25)

@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from cueva import files
-from cueva.checkpoint import CheckpointWarning, inventory, load_model, read_model_info, save, save_model
+from cueva.checkpoint import (
+    CheckpointWarning,
+    directory,
+    inventory,
+    load,
+    load_model,
+    read_model_info,
+    save,
+    save_model,
+)
 from cueva.checkpoint import safetensors_write as writing
 from cueva.errors import CheckpointError, ConfigError
 from cueva.model import CausalLM
@@ -255,6 +264,32 @@ def test_a_save_that_is_killed_leaves_a_directory_that_opens(tmp_path: Path, mom
     save_model(model, tmp_path / "m")
     assert_same_model(loaded(tmp_path / "m"), model)
     assert os.listdir(tmp_path) == ["m"], "what the killed save left is gone"
+
+
+def test_a_directory_that_a_killed_save_had_renamed_aside_is_brought_back(tmp_path: Path) -> None:
+    """Where two folders cannot be exchanged in one step there is a moment without one; the next reader ends it."""
+    save_model(tiny_model(), tmp_path / "m")
+    os.rename(tmp_path / "m", tmp_path / ".m.cueva-old-99999999-abcd")
+    assert_same_model(loaded(tmp_path / "m"), tiny_model())
+    assert os.listdir(tmp_path) == ["m"]
+
+
+@pytest.mark.parametrize("moment", ["after the config", "after the headers"])
+def test_a_reader_never_mixes_two_saves(tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process saves while this one reads: the model is the old one or the new one, never parts of both."""
+    save_model(tiny_model(), tmp_path / "m", max_shard_bytes=100_000)
+    new = tiny_model(seed=5)
+    place, name = (directory, "read_config_file") if moment == "after the config" else (load, "_fill")
+    original = getattr(place, name)
+
+    def saved_meanwhile(*args: Any) -> Any:
+        result = original(*args) if moment == "after the config" else None
+        monkeypatch.undo()
+        save_model(new, tmp_path / "m", max_shard_bytes=100_000)
+        return original(*args) if result is None else result
+
+    monkeypatch.setattr(place, name, saved_meanwhile)
+    assert_same_model(loaded(tmp_path / "m"), new if moment == "after the config" else tiny_model())
 
 
 # --- models that others will not reproduce, or that no file can hold --------------------------------------------------

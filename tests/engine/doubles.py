@@ -57,9 +57,7 @@ def force_drafts(
 ) -> None:
     """Let drafts of greedy requests be right with probability `share`: a seeded coin in place of an MTP module's skill.
 
-    Args:
-        truth: per prompt, its tokens and those of its plain answer.
-        share: of drafts that are the true next token; the others are another token.
+    `truth` holds, per prompt, its tokens and those of its plain answer; a draft that is not right is another token.
     """
     coin = np.random.default_rng(seed)
 

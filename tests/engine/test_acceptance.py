@@ -30,7 +30,7 @@ PROMPT = (0, 2)
 
 
 class Branch:
-    """Chance, one branch at a time: follows a script, then the first option, and notes what else could have happened."""
+    """Chance, one branch at a time: follows a script, then first options, and notes what else could have happened."""
 
     def __init__(self, script: Sequence[int]):
         self.taken: list[int] = list(script)
@@ -247,7 +247,6 @@ def chi_square_is_small(answers: list[tuple[int, ...]], law: dict[tuple[int, ...
         cells.append((rare, sum(law[tokens] for tokens in rare) * count))
     seen = Counter(answers)
     statistic = sum((sum(seen[tokens] for tokens in some) - expected) ** 2 / expected for some, expected in cells)
-    print(statistic, len(cells))
     freedom = len(cells) - 1
     assert freedom >= 5
     # Wilson and Hilferty's cube: the quantile at 1e-4, 3.719 standard deviations out.

@@ -1,5 +1,6 @@
 """The report in a real browser: it draws, answers pointer and keyboard, asks nothing of the network, fits a phone."""
 
+import math
 import re
 import shutil
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cueva.study import write_report
+from cueva.study import read_records, write_report
 from tests.study.synthetic import HOSTILE, make_run, make_trace_of
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -99,14 +100,34 @@ def test_every_chart_has_curves_that_can_be_seen(visit: Visit) -> None:
     assert "undefined" not in visit.page.locator("main").inner_text()
 
 
-def test_pointing_at_a_chart_shows_its_numbers_and_the_same_place_in_all(visit: Visit) -> None:
+def test_only_the_beginning_of_a_curve_may_stick_out_and_no_measurement(visit: Visit) -> None:
+    """Curves may leave the frame at the left end; held-out dots never do."""
+    script = """() => [...document.querySelectorAll('.plot > svg')].flatMap(svg => {
+        const bottom = svg.viewBox.baseVal.height;
+        return [...svg.querySelectorAll('.curve.dots circle')].map(dot => dot.cy.baseVal.value)
+            .filter(y => y < 5 || y > bottom - 20);
+    })"""
+    assert visit.page.locator(".curve.dots circle").count() > 30
+    assert visit.page.evaluate(script) == []
+    shown = visit.page.locator(".beyond").all_text_contents()
+    assert any(re.fullmatch(r"▲ up to \d\.\d{3}", text) for text in shown), "the fall of the loss"
+
+
+def test_pointing_at_a_chart_shows_its_numbers_and_the_same_place_in_all(visit: Visit, report: Path) -> None:
     assert visit.page.locator(".tip:visible").count() == 0
     visit.hover(".plot", 0.6, 0.5)
     assert visit.page.locator(".tip:visible").count() == 1
     tip = visit.text(".tip:visible")
-    assert re.search(r"^step \d+$", tip, re.M)
-    assert re.search(r"held-out\s+\d\.\d{3}\s+at step \d+", tip)
-    assert re.search(r"smoothed\s+\d\.\d{3}", tip)
+    records = read_records(report.parent)
+    step = re.search(r"^step (\d+)$", tip, re.M)
+    told = re.search(
+        r"training each step\s+([\d.]+)\s+training smoothed\s+[\d.]+\s+held-out\s+([\d.]+)\s+at step (\d+)", tip
+    )
+    assert step is not None
+    assert told is not None
+    assert float(told[1]) == pytest.approx(records.steps[int(step[1]) - 1]["loss"], abs=6e-4)
+    latest = [record for record in records.evals if record["step"] <= int(step[1])][-1]
+    assert (float(told[2]), int(told[3])) == (pytest.approx(latest["loss"], abs=6e-4), latest["step"])
     assert visit.page.locator(".cross line").count() == 12
     visit.page.mouse.move(0, 0)
     assert visit.page.locator(".tip:visible").count() == 0
@@ -167,21 +188,57 @@ def test_the_axis_can_be_steps_tokens_or_time_and_logarithmic(visit: Visit) -> N
     assert visit.complaints == []
 
 
-def test_the_heat_map_reads_a_cell_and_raises_the_bias_of_its_expert(visit: Visit) -> None:
-    said = visit.page.locator(".gate .said").first
-    assert re.match(r"at the end: busiest expert \d+, 1\.\d\d× the mean; idlest \d+, 0\.\d\d×", said.inner_text())
-    visit.hover(".heat", 0.5, 0.5)
-    assert re.match(r"step \d+ · expert \d+: \d\.\d\d× the mean \(\d+\.\d%\) · bias -?\d", said.inner_text())
+def cell(said: str) -> tuple[int, int, float, float, float]:
+    """Step, expert, load over mean, share and bias that a card says."""
+    words = r"step ([\d,]+) · expert (\d+): ([\d.]+)× the mean \(([\d.]+)%\) · bias (-?[\d.e-]+)"
+    found = re.fullmatch(words, said)
+    assert found is not None, said
+    step, expert, times, share, bias = found.groups()
+    return int(step.replace(",", "")), int(expert), float(times), float(share), float(bias)
+
+
+def test_the_heat_map_and_the_bias_paths_read_what_the_run_logged(visit: Visit, report: Path) -> None:
+    loads = {record["step"]: record for record in read_records(report.parent).loads}
+    said = visit.page.locator(".gate .said")
+    last = loads[160]["load"][0]
+    busiest, idlest = last.index(max(last)), last.index(min(last))
+    assert said.first.inner_text() == (
+        f"at the end: busiest expert {busiest}, {max(last) / 512:.2f}× the mean; "
+        f"idlest {idlest}, {min(last) / 512:.2f}×"
+    )
+    read = set()
+    for gate in (0, 4):
+        for selector in (".heat", ".paths"):
+            for across, down in ((0.3, 0.2), (0.8, 0.55)):
+                visit.hover(selector, across, down, which=gate)
+                step, expert, times, share, bias = cell(said.nth(gate).inner_text())
+                load = loads[step]["load"][gate]
+                assert times == pytest.approx(load[expert] / (sum(load) / len(load)), abs=0.006)
+                assert share == pytest.approx(100 * load[expert] / sum(load), abs=0.06)
+                assert bias == pytest.approx(loads[step]["bias"][gate][expert], abs=6e-4)
+                read.add((gate, selector, step, expert))
+    assert len(read) == 8, "another place is another cell"
     assert visit.page.locator(".marker:visible").count() == 1
-    length = visit.page.locator(".bias.chosen").first.evaluate("path => path.getTotalLength()")
-    assert length > 100
-    visit.hover(".paths", 0.5, 0.3)
-    assert re.match(r"step \d+ · expert \d+", said.inner_text())
+    assert visit.page.locator(".bias.chosen").nth(4).evaluate("path => path.getTotalLength()") > 100
+
+
+def test_the_bias_path_under_the_pointer_is_the_one_that_is_raised(visit: Visit, report: Path) -> None:
+    """High in the chart lies the largest bias of that time, low the smallest."""
+    loads = {record["step"]: record for record in read_records(report.parent).loads}
+    for down, extreme in ((0.05, max), (0.72, min)):
+        visit.hover(".paths", 0.7, down)
+        step, expert, *_ = cell(visit.text(".gate .said"))
+        row = loads[step]["bias"][0]
+        assert row[expert] == extreme(row)
+
+
+def test_the_heat_map_can_be_walked_with_arrow_keys(visit: Visit) -> None:
     visit.page.locator(".heat").first.focus()
-    visit.page.keyboard.press("ArrowLeft")
-    first = said.inner_text()
-    visit.page.keyboard.press("ArrowDown")
-    assert said.inner_text() != first
+    places = []
+    for key in ("ArrowLeft", "ArrowLeft", "ArrowDown", "ArrowUp", "ArrowUp", "ArrowRight"):
+        visit.page.keyboard.press(key)
+        places.append(cell(visit.text(".gate .said"))[:2])
+    assert places == [(160, 0), (156, 0), (156, 1), (156, 0), (156, 0), (160, 0)]
 
 
 def test_the_heat_map_is_painted(visit: Visit) -> None:
@@ -217,9 +274,17 @@ def test_a_token_says_where_it_comes_from_and_where_it_went(visit: Visit) -> Non
     assert visit.page.locator(".token.depth-2").count() > 5
     visit.page.locator(".token.depth-2").first.hover()
     card = visit.text(".card")
-    assert re.search(r"id\s+[\d,]+", card)
-    assert re.search(r"probability\s+\d", card)
+    trace = make_trace_of(gates=6)
+    place = next(index for index, token in enumerate(trace.tokens) if token.drafted == 2)
+    token = trace.tokens[place]
+    assert token.logprob is not None
+    assert re.search(rf"id\s+{token.id:,}\s", card)
+    assert re.search(rf"probability\s+{100 * math.exp(token.logprob):.1f}%", card)
     assert "MTP draft 2, accepted" in card
+    choices = sorted(zip(trace.weights[1][place], trace.experts[1][place], strict=True), reverse=True)
+    assert " ".join(f"{expert} {weight:.2f}" for weight, expert in choices) in " ".join(
+        card.split("layer 2")[1].split()
+    )
     assert visit.page.locator(".experts tr").count() == 6
     assert re.search(r"layer 1\s+\d+ \d\.\d\d", card)
     visit.page.locator(".tokens").focus()

@@ -48,14 +48,14 @@ def test_points_cover_every_step_once_and_are_no_more_than_the_limit(count: int,
 
 
 def test_a_spike_of_one_step_in_a_long_run_stays_visible() -> None:
-    values = np.ones(100_000)
-    values[61_803] = 50.0
+    values = np.ones(30_000)
+    values[16_180] = 50.0
     steps = [{"kind": "step", "step": i + 1, "grad_norm": float(v)} for i, v in enumerate(values)]
     series = condense_steps(steps)
     assert len(series["step"]) <= module.POINTS
     assert max(series["grad_norm"]["high"]) == 50.0
     assert min(series["grad_norm"]["low"]) == 1.0
-    assert sum(series["steps"]) == 100_000
+    assert sum(series["steps"]) == 30_000
     assert series["step"][:25] == list(range(1, 26)), "a logarithmic axis needs the beginning whole"
 
 
@@ -75,7 +75,7 @@ def test_points_keep_the_mean_of_their_steps() -> None:
 
 def test_smoothing_neither_lags_nor_bends_a_straight_line() -> None:
     line = np.linspace(5, 1, 2000)
-    inner = slice(0, 2000 - 2 * (2000 // 120) - 1)
+    inner = slice(0, 2000 - 2 * (2000 // 60) - 1)
     np.testing.assert_allclose(smoothed(line)[inner], line[inner], atol=1e-9)
     np.testing.assert_allclose(smoothed(np.full(50, 3.0)), 3.0)
     noisy = np.random.default_rng(0).normal(size=2000)

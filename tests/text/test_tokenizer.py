@@ -75,7 +75,7 @@ def test_any_id_can_be_decoded_also_one_without_a_token(tokenizer: Tokenizer, id
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("run", [" ", "\n", "a", "漢", "7", "(", '{"a": "b c", "d": 12}, '])
+@pytest.mark.parametrize("run", [" ", "a", "7", '{"a": "b c", "d": 12}, '])
 def test_one_line_of_eleven_megabytes_is_encoded(tokenizer: Tokenizer, run: str) -> None:
     """The regular expression engine panics on ten million spaces, unless they come in pieces."""
     text = "x" + run * (11_000_000 // len(run.encode())) + "y"

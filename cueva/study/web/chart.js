@@ -111,42 +111,52 @@ class Chart {
   }
 
   /**
-   * The highest value that must fit. The steep fall of the first steps would press the rest of a curve flat, so where the
-   * axis is linear and whole the highest 3% may stick out; the chart then says how far.
+   * The range of heights: all lines and dots, and all but the rarest outliers of what is drawn faintly.
+   *
+   * The steep fall of the first steps would press the rest of a curve flat. So where the axis is linear and whole, lines may
+   * stick out at the top in the first 8% of it, if that doubles the room for the rest; the chart then says how far.
    */
-  top(sorted) {
-    if (!sorted.length) return undefined;
-    const [least, highest] = [sorted[0][0], sorted.at(-1)[0]];
-    if (view.log || view.range || this.logY) return highest;
-    const most = quantile(sorted, 0.97);
-    return most > least && highest - least > 2 * (most - least) ? most : highest;
-  }
-
-  /** The range of heights: what is drawn strongly, and all but the rarest outliers of what is drawn faintly. */
   heights([from, to]) {
+    const early = from + 0.08 * (to - from);
     const strong = [];
+    const late = [];
     const faint = [];
     for (const curve of this.visible()) {
       const xs = this.xs(curve);
       for (let index = 0; index < xs.length; index++) {
         if (!known(xs[index]) || xs[index] < from || xs[index] > to) continue;
         const rows = curve.kind === "faint" && curve.low ? [curve.low, curve.high] : [curve.values];
-        const weight = curve.from === "series" ? DATA.series.steps[index] : 1; // a point may stand for many steps
         for (const row of rows) {
-          if (!known(row[index]) || (this.logY && row[index] <= 0)) continue;
-          (curve.kind === "faint" ? faint : strong).push([row[index], weight]);
+          const value = row[index];
+          if (!known(value) || (this.logY && value <= 0)) continue;
+          if (curve.kind === "faint") faint.push([value, DATA.series.steps[index]]); // a point may stand for many steps
+          else strong.push(value);
+          if (curve.kind !== "faint" && (xs[index] > early || curve.kind === "dots")) late.push(value);
         }
       }
     }
     if (!strong.length && !faint.length) return this.logY ? [0.1, 1] : [0, 1];
-    strong.sort((a, b) => a[0] - b[0]);
     faint.sort((a, b) => a[0] - b[0]);
-    const lows = [strong[0]?.[0], quantile(faint, 0.005)].filter(known);
-    const highs = [this.top(strong), quantile(faint, strong.length ? 0.97 : 1)].filter(known);
-    let low = Math.min(...lows);
-    let high = Math.max(...highs);
-    const most = Math.max(...[strong.at(-1)?.[0], faint.at(-1)?.[0]].filter(known));
-    this.beyond = most > high ? most : null;
+    const most = [...strong, faint.at(-1)?.[0]].filter(known).reduce((a, b) => Math.max(a, b));
+    let [low, high] = this.ends(strong, late);
+    low = Math.min(...[low, quantile(faint, 0.005)].filter(known));
+    high = Math.max(...[high, quantile(faint, strong.length ? 0.99 : 1)].filter(known));
+    const range = this.roomy(low, high);
+    this.beyond = most > range[1] ? most : null;
+    return range;
+  }
+
+  /** Lowest and highest of the lines; without their beginning where it would take more than half of the height. */
+  ends(strong, late) {
+    if (!strong.length) return [undefined, undefined];
+    const [low, high] = [strong.reduce((a, b) => Math.min(a, b)), strong.reduce((a, b) => Math.max(a, b))];
+    if (view.log || view.range || this.logY || !late.length) return [low, high];
+    const top = late.reduce((a, b) => Math.max(a, b));
+    return top > low && high - low > 2 * (top - low) ? [low, top] : [low, high];
+  }
+
+  /** A range with some air around it; never below a floor, and never empty. */
+  roomy(low, high) {
     if (this.spec.floor !== undefined && !this.logY) low = Math.min(low, this.spec.floor);
     if (low === high) {
       const room = Math.abs(low) * 0.1 || 1;
