@@ -166,6 +166,8 @@ class Chat:
                     self.out.write(self._marked(decoder.push(token), place))
             self.out.flush()
             answer = piece.answer or answer
+        if decoder is not None:
+            self.out.write(decoder.flush())
         assert answer is not None, "the last piece carries the answer"
         return answer
 

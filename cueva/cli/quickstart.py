@@ -28,7 +28,7 @@ def quickstart(
     from cueva.train import open_display
 
     watcher = Watcher()
-    say(f"cueva quickstart: a {preset} model, {duration(60 * minutes)} of training on Python's own library, in {folder}")
+    say(f"a {preset} model, {duration(60 * minutes)} of training on Python's own library, in {folder}")
     done = api.quickstart(
         folder,
         minutes=minutes,

@@ -173,9 +173,13 @@ class Tokenizer:
         """The template for conversations with tools: a separate one in some directories, else `chat_template`."""
         return self._settings.templates.get(TOOL_TEMPLATE_NAME, self.chat_template)
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
         """A sha256 of everything that decides which ids a text gets, however the file is laid out."""
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
         content = {**self._definition, "truncation": None, "padding": None, "bos": self.bos_id, "eos": self.eos_id}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

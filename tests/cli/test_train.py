@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from cueva.text import Tokenizer
 from cueva.train import RunResult
 from tests.cli.conftest import ROOT, Cueva, run_config
 
@@ -43,7 +44,9 @@ def test_a_run_leaves_what_the_documents_say(cueva: Cueva, texts: Path, tmp_path
     generation = json.loads((run / "model" / "generation_config.json").read_text())
     assert generation["temperature"] == 0.8
     config = json.loads((run / "model" / "config.json").read_text())
-    assert config["eos_token_id"] == generation["eos_token_id"] != 1
+    tokenizer = Tokenizer.load(run / "model")
+    assert [config["eos_token_id"]] == [generation["eos_token_id"]] == list(tokenizer.eos_ids)
+    assert config["bos_token_id"] == tokenizer.bos_id
     assert "step 4/4" in ran.err
     assert "nats/token" in ran.err
 

@@ -200,9 +200,9 @@ MISTAKES = {
 
 # --- the real engine, counted -----------------------------------------------------------------------------------------
 
-SAMPLED = Sampling(max_new_tokens=4, temperature=0.7, ignore_eos=True)
+SAMPLED = Sampling(max_new_tokens=4, temperature=0.5, ignore_eos=True)
 START = [3, 1, 4, 1, 5]
-SAMPLES = 1200
+SAMPLES = 1000
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +254,7 @@ def chi_square_is_small(answers: list[tuple[int, ...]], law: dict[tuple[int, ...
     return statistic < edge
 
 
-def sampled(engine: Engine, draft: int, count: int = SAMPLES) -> list[tuple[int, ...]]:
+def sampled(engine: Engine, draft: int, count: int) -> list[tuple[int, ...]]:
     samplings = [Sampling(**{**SAMPLED.__dict__, "seed": seed}) for seed in range(count)]
     return [answer.token_ids for answer in engine.generate([START] * count, samplings, draft)]
 
@@ -263,15 +263,23 @@ def sampled(engine: Engine, draft: int, count: int = SAMPLES) -> list[tuple[int,
 def test_the_engines_answers_follow_the_models_own_distribution(
     small_engine: Engine, small_law: dict[tuple[int, ...], float], draft: int
 ) -> None:
-    assert chi_square_is_small(sampled(small_engine, draft), small_law)
+    assert chi_square_is_small(sampled(small_engine, draft, SAMPLES), small_law)
 
 
-@pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
+@pytest.mark.parametrize(
+    ("mistake", "samples"),
+    [
+        (accepts_by_the_drafts_own_probability, SAMPLES // 2),
+        (forgets_the_residual, SAMPLES),
+        (drafts_the_likeliest_and_claims_to_have_drawn, SAMPLES // 2),
+    ],
+)
 def test_the_count_rejects_the_usual_mistakes(
     small_engine: Engine,
     small_law: dict[tuple[int, ...], float],
     mistake: Callable[[pytest.MonkeyPatch], None],
+    samples: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     mistake(monkeypatch)
-    assert not chi_square_is_small(sampled(small_engine, 2), small_law)
+    assert not chi_square_is_small(sampled(small_engine, 2, samples), small_law)

@@ -16,7 +16,7 @@ from tests.builders import PlainCache, tiny_model
 from tests.engine.doubles import force_drafts
 
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [9], [3, 1] * 9]
-GREEDY = Sampling(temperature=0, ignore_eos=True, max_new_tokens=24)
+GREEDY = Sampling(temperature=0, ignore_eos=True, max_new_tokens=20)
 SHAPE: dict[str, Any] = {"vocab_size": 12, "num_hidden_layers": 2}
 
 

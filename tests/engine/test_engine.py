@@ -13,15 +13,15 @@ from tests.engine.doubles import PieceTokenizer, force_drafts, remember_prefill
 
 MANY: list[str | list[int]] = ["The house", "a", [5, 6, 7], "abc" * 15, "é", [200] * 30, "", "x y z", "last one"]
 MIXED = [
-    Sampling(max_new_tokens=12, temperature=0, logprobs=2),
+    Sampling(max_new_tokens=8, temperature=0, logprobs=2),
     Sampling(max_new_tokens=7, temperature=0.8, seed=1, logprobs=0),
-    Sampling(max_new_tokens=16, temperature=1.3, top_p=0.9, seed=2),
+    Sampling(max_new_tokens=9, temperature=1.3, top_p=0.9, seed=2),
     Sampling(max_new_tokens=5, top_k=3, seed=3, repetition_penalty=1.2),
-    Sampling(max_new_tokens=14, temperature=0, presence_penalty=1.0, frequency_penalty=0.5, logprobs=3),
-    Sampling(max_new_tokens=9, min_p=0.2, seed=4, logit_bias={40: 2.0}),
-    Sampling(max_new_tokens=11, temperature=0.9, seed=5, stop="a"),
+    Sampling(max_new_tokens=8, temperature=0, presence_penalty=1.0, frequency_penalty=0.5, logprobs=3),
+    Sampling(max_new_tokens=6, min_p=0.2, seed=4, logit_bias={40: 2.0}),
+    Sampling(max_new_tokens=7, temperature=0.9, seed=5, stop="a"),
     Sampling(max_new_tokens=3, temperature=0, ignore_eos=True),
-    Sampling(max_new_tokens=10, temperature=0.7, seed=6),
+    Sampling(max_new_tokens=6, temperature=0.7, seed=6),
 ]
 
 
@@ -94,13 +94,13 @@ def test_cached_decoding_equals_one_full_pass(engine: Engine) -> None:
 
 @pytest.mark.parametrize("depths", [1, 2, 3])
 def test_greedy_with_drafts_equals_plain_greedy_bit_for_bit(depths: int) -> None:
-    """Tokens and log-probabilities, in a batch, whatever the drafts are worth: with 12 tokens some are right."""
-    engine = Engine(tiny_model(vocab_size=12, num_hidden_layers=2, num_nextn_predict_layers=depths), prefill_chunk=8)
-    prompts = [[1, 2, 3, 4, 5], [3] * 11, [7, 8]]
-    plain = engine.generate(prompts, greedy(24, logprobs=3), draft=0)
+    """Tokens and log-probabilities, in a batch, whatever the drafts are worth: of 6 tokens some are right."""
+    engine = Engine(tiny_model(vocab_size=6, num_hidden_layers=2, num_nextn_predict_layers=depths), prefill_chunk=8)
+    prompts = [[1, 2, 3, 4, 5], [3] * 11]
+    plain = engine.generate(prompts, greedy(20, logprobs=3), draft=0)
     accepted = 0
     for draft in (1, 2, 4, "auto"):
-        drafted = engine.generate(prompts, greedy(24, logprobs=3), draft=draft)
+        drafted = engine.generate(prompts, greedy(20, logprobs=3), draft=draft)
         assert said(drafted) == said(plain)
         accepted += sum(sum(answer.stats.accepted) for answer in drafted)
     assert accepted > 0
@@ -149,7 +149,7 @@ def test_an_end_token_inside_the_accepted_prefix_ends_the_answer_there(monkeypat
     engine = Engine(tiny_model(num_hidden_layers=2), prefill_chunk=8)
     plain = engine.generate([[1, 2, 3]], greedy(20), draft=0)[0]
     force_drafts(monkeypatch, [[1, 2, 3, *plain.token_ids]], 1.0)
-    for end in range(1, 9):
+    for end in range(1, 9, 2):
         if plain.token_ids.index(plain.token_ids[end]) != end:
             continue
         stopping = greedy(20, stop_token_ids=[plain.token_ids[end]])
@@ -164,7 +164,7 @@ def test_stop_strings_under_drafting_cut_the_same_text(engine: Engine, monkeypat
     plain = engine.generate(["ab"], greedy(24), draft=0)[0]
     prompt = engine.tokenizer.encode("ab", bos=True)  # type: ignore[union-attr]
     force_drafts(monkeypatch, [[*prompt, *plain.token_ids]], 0.8)
-    for start in range(0, len(plain.text) - 3, 2):
+    for start in range(0, len(plain.text) - 3, 4):
         stop = plain.text[start : start + 3]
         answers = [engine.generate(["ab"], greedy(24, stop=["\x00never", stop]), draft=draft)[0] for draft in (0, 4)]
         assert said(answers)[0] == said(answers)[1]
@@ -172,7 +172,7 @@ def test_stop_strings_under_drafting_cut_the_same_text(engine: Engine, monkeypat
         assert answers[0].finish_reason == "stop"
 
 
-@pytest.mark.parametrize("draft", [0, 3, "auto"])
+@pytest.mark.parametrize("draft", [0, 3])
 def test_streamed_pieces_joined_are_the_answer(engine: Engine, draft: Any) -> None:
     for prompt, sampling in zip(MANY, MIXED, strict=True):
         whole = engine.generate([prompt], sampling, draft)[0]
@@ -191,9 +191,9 @@ def test_streamed_pieces_joined_are_the_answer(engine: Engine, draft: Any) -> No
 def test_auto_stops_drafting_when_it_does_not_pay_and_greedy_text_stays() -> None:
     """Random modules are hardly ever right about 320 tokens."""
     engine = Engine(tiny_model(num_hidden_layers=2), prefill_chunk=8)
-    answer = engine.generate([[1, 2, 3]], greedy(150), draft="auto")[0]
-    assert answer.token_ids == engine.generate([[1, 2, 3]], greedy(150), draft=0)[0].token_ids
-    assert sum(answer.stats.drafted) < 60
+    answer = engine.generate([[1, 2, 3]], greedy(100), draft="auto")[0]
+    assert answer.token_ids == engine.generate([[1, 2, 3]], greedy(100), draft=0)[0].token_ids
+    assert sum(answer.stats.drafted) < 40
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ def test_a_prompt_that_fills_the_context_is_refused_with_both_numbers_and_never_
 
 def test_without_a_number_an_answer_may_use_what_is_left_up_to_256(engine: Engine) -> None:
     assert len(engine.generate([[5] * 10], Sampling(ignore_eos=True))[0].token_ids) == POSITIONS - 10
-    roomy = Engine(tiny_model(num_hidden_layers=1, max_position_embeddings=999), prefill_chunk=16)
+    roomy = Engine(tiny_model(num_hidden_layers=1, max_position_embeddings=999), rows=1, prefill_chunk=16)
     assert len(roomy.generate([[5]], Sampling(ignore_eos=True, temperature=0))[0].token_ids) == 256
     small = Engine(tiny_model(num_hidden_layers=1), prefill_chunk=16, cache_tokens=9)
     assert len(small.generate([[5]], Sampling(ignore_eos=True))[0].token_ids) == 8

@@ -13,15 +13,20 @@ from cueva.study.doctor import GIB, advise
 
 
 @pytest.fixture(scope="module")
-def facts() -> dict[str, Any]:
-    return examine()
-
-
-def test_an_examination_takes_less_than_two_seconds_once_torch_is_there(facts: dict[str, Any]) -> None:
-    """`facts` has warmed everything up; on a machine shared with other tests the clock of this process counts."""
+def timed() -> tuple[dict[str, Any], float]:
+    examine(measured=False)  # pays for importing torch
     began = time.process_time()
-    examine()
-    assert time.process_time() - began < 2
+    return examine(), time.process_time() - began
+
+
+@pytest.fixture
+def facts(timed: tuple[dict[str, Any], float]) -> dict[str, Any]:
+    return timed[0]
+
+
+def test_an_examination_takes_less_than_two_seconds_once_torch_is_there(timed: tuple[dict[str, Any], float]) -> None:
+    """On a machine shared with other tests only the clock of this process counts."""
+    assert timed[1] < 2
 
 
 def test_facts_are_json_and_words_are_at_most_forty_lines(facts: dict[str, Any]) -> None:

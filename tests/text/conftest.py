@@ -30,3 +30,12 @@ def saved(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Pat
     folder = tmp_path_factory.mktemp("tokenizer")
     tokenizer.save(folder, model_max_length=512)
     return folder
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number in range(60):
+        (folder / f"{number:02}.txt").write_text(f"texto {number}: " + "ñandú " * (number % 7 * 20), encoding="utf-8")
+    return folder

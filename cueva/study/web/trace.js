@@ -158,7 +158,7 @@ class TraceReader {
     const rows = this.trace.gates.map((name, gate) => {
       const choices = this.choices(index, gate);
       const total = choices.reduce((sum, [, weight]) => sum + weight, 0) || 1;
-      const chips = choices.map(([expert, weight]) => this.chip(gate, expert, weight, weight / total));
+      const chips = choices.flatMap(([expert, weight]) => [this.chip(gate, expert, weight, weight / total), " "]);
       return make("tr", null, make("th", { scope: "row" }, name), make("td", null, ...(chips.length ? chips : ["not seen here"])));
     });
     const head = make("caption", null, "went to expert (weight)");
