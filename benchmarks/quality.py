@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cueva.api.quickstart import quickstart_config
+from cueva.api.quick import quickstart_config
 
 from benchmarks.dense_gpt import DenseGPT, DenseShape
 from cueva.config import model_config

@@ -1,7 +1,7 @@
 """Train and run language models built like DeepSeek-V3.
 
-The public face is the handful of names in `__all__`. Each is imported when it is first asked for, so `import cueva` costs
-next to nothing and never brings in plotting, hub clients or peers.
+The public face is the handful of names in `__all__`. Each is imported when it is first asked for, so `import cueva`
+costs next to nothing and never brings in plotting, hub clients or peers.
 
     import cueva
 
@@ -56,8 +56,8 @@ _HOME = {
 class _CallableFolder(ModuleType):
     """The folder `cueva.train`, which can also be called: `cueva.train(config)` is `cueva.api.train(config)`.
 
-    Python puts an imported subpackage on its parent under the subpackage's name, so a function of the same name would be
-    there or not depending on who imported what first. One object that is both is there always.
+    Python puts an imported subpackage on its parent under the subpackage's name, so a function of the same name would
+    be there or not depending on who imported what first. One object that is both is there always.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

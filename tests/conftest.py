@@ -17,7 +17,6 @@ os.environ["COLUMNS"] = "120"
 import random
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,8 @@ hypothesis.settings.register_profile("cueva", deadline=None, print_blob=True)
 # A red run in CI must be red again when it is repeated.
 hypothesis.settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "cueva")
+
+pytest_plugins = ["tests.small_runs"]
 
 SEED = 20_241_226
 SHOWN = 15
@@ -53,12 +54,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> Iterator[None]:
+def _seeded() -> None:
     random.seed(SEED)
     np.random.seed(SEED)
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(SEED)
-    yield
 
 
 # --- the ledger, and oracles that must not be skipped -----------------------------------------------------------------
@@ -126,14 +126,17 @@ class Ledger:
         lines = [
             "# Test ledger",
             "",
-            f"{len(slowest)} tests, {total:.0f} s of work in all (two processes share it), {len(self.oracles)} oracles.",
+            f"{len(slowest)} tests, {total:.0f} s of work in all, shared by two processes; {len(self.oracles)} oracles.",
             "Written by `python -m tools.check --ledger docs/test-ledger.md`; these are the slowest fifty.",
             "",
             "| seconds | test |",
             "|---:|---|",
             *(f"| {seconds:.2f} | `{name.replace('|', chr(92) + '|')}` |" for name, seconds in slowest[:50]),
         ]
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        # Sections written by people (the results of the long tests) stay below the table.
+        old = path.read_text(encoding="utf-8") if path.exists() else ""
+        kept = "\n## " + old.split("\n## ", 1)[1] if "\n## " in old else ""
+        path.write_text("\n".join(lines) + "\n" + kept, encoding="utf-8")
 
 
 def _reason(longrepr: Any) -> str:

@@ -46,3 +46,35 @@ def test_the_folder_tree_of_the_readme_is_the_folder_tree() -> None:
     assert all((ROOT / "cueva" / name).exists() for name in inside)
     folders = {path.name + "/" for path in (ROOT / "cueva").iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert folders <= set(inside), f"the README does not name {folders - set(inside)}"
+
+
+def test_the_training_page_lists_every_key_with_its_default() -> None:
+    """Keys are written as `section.key`, or as `key` under the heading of their section."""
+    from pydantic_core import PydanticUndefined
+
+    from cueva.train.settings import AnySchedule, TrainConfig
+
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    rows: dict[str, str] = {}
+    for heading, body in re.findall(r"^### (.*?)\n(.*?)(?=^#)", text, re.M | re.S):
+        for key, default in re.findall(r"^\| `([\w.]+)` \| (.*?) \|", body, re.M):
+            rows[key if "." in key else f"{heading.strip('[]')}.{key}"] = default
+    known: dict[str, object] = {}
+    for name, section in TrainConfig.model_fields.items():
+        kinds = [section.annotation] if name != "schedule" else AnySchedule.__args__[0].__args__  # type: ignore[attr-defined]
+        for kind in kinds:
+            for key, field in kind.model_fields.items():  # type: ignore[union-attr]
+                default = field.default if field.default is not PydanticUndefined else field.default_factory()
+                known.setdefault(f"{name}.{key}", default)
+    assert set(rows) == set(known)
+    for key, default in known.items():
+        shown = rows[key]
+        if key.startswith("schedule.") or key in ("data.vocab_size",):
+            continue  # they depend on something else, and the page says on what
+        if default is None:
+            assert shown == "none", key
+        elif isinstance(default, float) and round(default, 3) != default and default > 1e-3:
+            assert float(shown) == pytest.approx(default, rel=0.03), key
+        else:
+            value = tomllib.loads(f"x = {shown.strip('`')}")["x"]
+            assert value == default, key

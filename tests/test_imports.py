@@ -11,7 +11,20 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "cueva"
-ORDER = ["errors", "files", "config", "text", "kernels", "model", "train", "checkpoint", "engine", "study", "api", "cli"]
+ORDER = [
+    "errors",
+    "files",
+    "config",
+    "text",
+    "kernels",
+    "model",
+    "train",
+    "checkpoint",
+    "engine",
+    "study",
+    "api",
+    "cli",
+]
 FACE = {"__init__", "__main__"}
 # Imported where they are used: each costs more to import than all of cueva, or comes with an extra.
 LATE = {"datasets", "pyarrow", "zstandard", "matplotlib", "rich", "huggingface_hub", "prompt_toolkit", "transformers"}

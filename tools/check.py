@@ -69,8 +69,12 @@ def run(step: Step, environment: dict[str, str]) -> Outcome:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run every step; returns 0 when all succeeded and 1 otherwise."""
-    parser = argparse.ArgumentParser(prog="python -m tools.check", description=__doc__.splitlines()[0])
-    parser.add_argument("--fix", action="store_true", help="let the formatter and the linter repair what they can first")
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.check", description="Format, lint, types and tests in one command."
+    )
+    parser.add_argument(
+        "--fix", action="store_true", help="let the formatter and the linter repair what they can first"
+    )
     parser.add_argument("--no-tests", action="store_true", help="only format, lint and types: a few seconds")
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="test processes (default 2)")
     parser.add_argument("--junit", metavar="FILE", help="write the test results to FILE as JUnit XML")

@@ -1,6 +1,7 @@
 """Say what an environment holds, in distributions and megabytes: `.venv/bin/python -m tools.installed`.
 
-Fails when CUDA packages came along with a CPU build of PyTorch: a newcomer on a laptop would have paid gigabytes for them.
+Fails when CUDA packages came along with a CPU build of PyTorch: a newcomer on a laptop would have paid gigabytes for
+them.
 """
 
 import importlib.metadata

@@ -1,7 +1,7 @@
 """Print the README's opening commands, one a line: `python -m tools.readme`.
 
-CI runs what this prints and a test reads it, so the commands in the README cannot drift from what is checked. They are the
-indented lines before the first bold paragraph; a comment after `    #` is for people.
+CI runs what this prints and a test reads it, so the commands in the README cannot drift from what is checked. They are
+the indented lines before the first bold paragraph; a comment after `    #` is for people.
 """
 
 from pathlib import Path

@@ -1,8 +1,8 @@
 """The public face, put together from the folders above: what a program or a command calls.
 
-`models.py` opens and saves models and engines, `texts.py` makes token shards, `training.py` trains, `scoring.py` measures,
-`quick.py` does all of it once. Nothing below imports this folder; what the training loop needs of a file or an engine is
-handed to it here.
+`models.py` opens and saves models and engines, `texts.py` makes token shards, `training.py` trains, `scoring.py`
+measures, `quick.py` does all of it once. Nothing below imports this folder; what the training loop needs of a file or
+an engine is handed to it here.
 """
 
 import importlib

@@ -27,14 +27,17 @@ def load(
 
     Args:
         path: a model directory, or `org/name` on the hub.
-        dtype: of the weights in memory: "float32", "bfloat16", "float16" or "auto", as they are stored. Routers stay float32.
+        dtype: of the weights in memory: "float32", "bfloat16", "float16" or "auto", as they are stored. Routers stay
+            float32.
         device: "auto" is a CUDA device where there is one, else the CPU.
 
     Returns:
-        A `torch.nn.Module` in evaluation mode. `model(ids_BT)` gives `logits` (float32, (B, T, vocabulary)) and `mtp_logits`.
+        A `torch.nn.Module` in evaluation mode. `model(ids_BT)` gives `logits` (float32, (B, T, vocabulary)) and
+        `mtp_logits`.
 
     Raises:
-        ConfigError, CheckpointError: there is no such model, or what is there is not one; the message says what is wrong.
+        ConfigError, CheckpointError: there is no such model, or what is there is not one; the message says what is
+            wrong.
     """
     return load_model(resolve(path), dtype=dtype, device=_device(device)).eval()
 
@@ -44,7 +47,8 @@ def save(model: CausalLM, path: str | os.PathLike[str], tokenizer: SavesItself |
 
     Args:
         model: as `load` gives it, or your own.
-        path: a directory that is new, empty, or holds a model, which is replaced. Its tokenizer is kept when none is given.
+        path: a directory that is new, empty, or holds a model, which is replaced. Its tokenizer is kept when none is
+            given.
         tokenizer: saved beside the weights.
 
     Raises:

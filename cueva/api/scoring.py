@@ -15,6 +15,7 @@ from cueva.errors import ConfigError, TextError
 from cueva.text import Corpus, Document, Tokenizer, held_out, sequential, tokenize
 from cueva.train import TrainConfig, dials
 from cueva.train import evaluate as evaluate_rows
+from cueva.train.settings import RunSettings
 
 LONGEST_ROW: Final = 1024
 """Positions of a row unless the caller says otherwise, or the model has fewer."""
@@ -33,7 +34,7 @@ class Score:
     mtp_loss: tuple[float, ...]
     """Nats per token of each MTP depth."""
     acceptance: tuple[float, ...]
-    """How often each depth's likeliest token is the main model's likeliest for the same place: what greedy drafting keeps."""
+    """How often each depth's likeliest token is the main model's for the same place: what greedy drafting keeps."""
     tokens: int
     """Tokens predicted."""
     bytes: int
@@ -89,7 +90,8 @@ def evaluate(
     positions = model.config.max_position_embeddings
     if length is not None and length > positions:
         raise ConfigError(
-            f"rows of {length} positions were asked for, but this model has {positions}", way_out=f"try --length {positions}"
+            f"rows of {length} positions were asked for, but this model has {positions}",
+            way_out=f"try --length {positions}",
         )
     if tokenizer.size > model.config.vocab_size:
         raise ConfigError(
@@ -107,7 +109,7 @@ def evaluate(
         ) from error
     rows = _Watched(sequential(shards, length or min(LONGEST_ROW, positions)), watch)
     # Only the document mask and the precision of the dials matter here; a model computes in what it is stored in.
-    settings = dials(TrainConfig(run={"steps": 1}), 1.0)
+    settings = dials(TrainConfig(run=RunSettings(steps=1)), 1.0)
     found = evaluate_rows(model, rows, len(rows), AT_ONCE, settings, token_bytes(tokenizer, model.config.vocab_size))
     bits = found.loss * found.targets / math.log(2) / shards.bytes if shards.bytes else math.nan
     return Score(

@@ -60,7 +60,9 @@ class HeldOut:
         return self._rows.batch([int(self._order[row]) for row in step_rows])
 
 
-def run_text(config: TrainConfig, *, force: bool = False, watch: Watch | None = None, say: Say | None = None) -> RunText:
+def run_text(
+    config: TrainConfig, *, force: bool = False, watch: Watch | None = None, say: Say | None = None
+) -> RunText:
     """Make or find the tokenizer, the shards and the rows of a run.
 
     A run keeps what it reads in its own directory, `tokenizer/` and `tokens/`, unless `data.sources` is one folder that
@@ -170,7 +172,7 @@ def _prepared_folder(sources: Sequence[str]) -> Path | None:
 
 
 def _tokenizer_of(config: TrainConfig, folder: Path) -> Tokenizer:
-    """The tokenizer that prepared shards bring; every key of `data` that was decided then must not say otherwise now."""
+    """The tokenizer that prepared shards bring; no key of `data` that was decided then may say otherwise now."""
     manifest = read_manifest(folder)
     defaults = type(config.data)()
     for key in ("tokenizer", "held_out_share", "text_key", "skip_bad", "limit_bytes"):
@@ -187,7 +189,9 @@ def _tokenizer_of(config: TrainConfig, folder: Path) -> Tokenizer:
             way_out="try leaving data.vocab_size out",
         )
     if tokenizer.fingerprint != manifest["tokenizer"]:
-        raise TextError(f"the tokenizer in {folder} is not the one that made its tokens", way_out="try cueva prepare again")
+        raise TextError(
+            f"the tokenizer in {folder} is not the one that made its tokens", way_out="try cueva prepare again"
+        )
     return tokenizer
 
 

@@ -23,7 +23,8 @@ SAMPLE_TOKENS: Final = 80
 """Length of the samples that a run writes on its way."""
 TRACE_TOKENS: Final = 160
 """Length of the text that the report shows token by token."""
-GENERATION: Final = {"do_sample": True, "temperature": 0.8, "top_p": 0.95}
+TEMPERATURE: Final = 0.8
+TOP_P: Final = 0.95
 """Sampling defaults of the models we train, in their generation_config.json: small models ramble at temperature 1."""
 
 
@@ -37,8 +38,8 @@ def train(
 ) -> RunResult:
     """Train a model, or go on with a run that stopped.
 
-    Everything goes to `config.directory`: `config.toml`, `tokenizer/`, `tokens/`, `metrics.jsonl`, `state/`, `model/` and
-    `report.html`. Calling it again with the same config goes on where it stopped.
+    Everything goes to `config.directory`: `config.toml`, `tokenizer/`, `tokens/`, `metrics.jsonl`, `state/`, `model/`
+    and `report.html`. Calling it again with the same config goes on where it stopped.
 
     Args:
         config: the run.
@@ -56,7 +57,8 @@ def train(
         CheckpointError: the disk refuses.
         RunError: the training failed.
     """
-    # What is refused is refused before the text is read. A forced change is written down by the loop, which tells about it.
+    # What is refused is refused before the text is read. A forced change is written down by the loop, which tells about
+    # it.
     if not (force and (config.directory / "config.toml").exists()):
         open_directory(config, force=force)
     if config.run.threads is not None:
@@ -69,7 +71,7 @@ def train(
         write_report(config.directory)
 
     def sample(model: CausalLM, prompt: str) -> str:
-        sampling = Sampling(max_new_tokens=_fitting(model.config, SAMPLE_TOKENS), seed=config.run.seed, **_sampling())
+        sampling = _sampling(config, model.config, SAMPLE_TOKENS)
         return Engine(model, text.tokenizer, rows=1).generate([prompt], sampling, draft=0)[0].text
 
     parts = Parts(
@@ -90,7 +92,7 @@ def train(
 
 
 def plan(config: TrainConfig) -> dict[str, Any]:
-    """Say what a run needs before it begins: parameters, memory, tokens, time. Measures this machine for about a second.
+    """Say what a run needs before it begins: parameters, memory, tokens, time. Measures this machine for a second.
 
     Returns:
         As `cueva.train.plan_run`.
@@ -134,22 +136,23 @@ def _new_model(config: TrainConfig, tokenizer: Tokenizer) -> CausalLM:
 def _generation(shape: ModelConfig) -> Mapping[str, Any]:
     ends = list(shape.eos_token_id) if isinstance(shape.eos_token_id, tuple) else shape.eos_token_id
     tokens = {"bos_token_id": shape.bos_token_id, "eos_token_id": ends, "pad_token_id": shape.pad_token_id}
-    return {key: value for key, value in tokens.items() if value is not None} | GENERATION
+    return {key: value for key, value in tokens.items() if value is not None} | {
+        "do_sample": True,
+        "temperature": TEMPERATURE,
+        "top_p": TOP_P,
+    }
 
 
-def _sampling() -> dict[str, float]:
-    return {key: value for key, value in GENERATION.items() if key != "do_sample"}
-
-
-def _fitting(shape: ModelConfig, tokens: int) -> int:
-    """As many tokens as a sample may have in half of the model's positions; the prompt has the other half."""
-    return max(1, min(tokens, shape.max_position_embeddings // 2))
+def _sampling(config: TrainConfig, shape: ModelConfig, tokens: int) -> Sampling:
+    """How a run lets its model write: at most half of the model's positions, the prompt has the other half."""
+    most = max(1, min(tokens, shape.max_position_embeddings // 2))
+    return Sampling(max_new_tokens=most, seed=config.run.seed, temperature=TEMPERATURE, top_p=TOP_P)
 
 
 def _report(config: TrainConfig, model: CausalLM, text: RunText, say: Say | None) -> None:
     """Write the report with a traced text. A run that was trained is done, whatever becomes of its report."""
     try:
-        sampling = Sampling(max_new_tokens=_fitting(model.config, TRACE_TOKENS), seed=config.run.seed, **_sampling())
+        sampling = _sampling(config, model.config, TRACE_TOKENS)
         engine = Engine(model, text.tokenizer)
         prompt = config.run.sample_prompt or _opening(text)
         write_report(config.directory, trace=make_trace(engine, prompt, sampling))

@@ -1,7 +1,7 @@
 """The command line: one file per verb, thin over `cueva.api`.
 
-Results go to stdout and talk goes to stderr. A caller's mistake is one sentence and a way out, with exit status 2; a run
-that began and failed exits with 1, an interrupted one with 130. Nothing here imports torch until a verb runs, so
+Results go to stdout and talk goes to stderr. A caller's mistake is one sentence and a way out, with exit status 2; a
+run that began and failed exits with 1, an interrupted one with 130. Nothing here imports torch until a verb runs, so
 `cueva --help` and shell completion answer at once.
 """
 
@@ -20,6 +20,7 @@ from cueva.errors import CuevaError
 
 EVERYWHERE = ("--debug", "--offline")
 """Flags that may stand anywhere on the line, before or after the verb."""
+
 
 class _Verbs(TyperGroup):
     """Lists verbs in the order they are used, and lets the flags of `EVERYWHERE` stand anywhere before a `--`."""

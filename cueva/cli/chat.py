@@ -1,7 +1,7 @@
 """`cueva chat`: a conversation in the terminal.
 
-`Chat` holds the conversation and knows no terminal: it is given lines and a place to write. The verb reads the lines, with
-history and completion where there is a terminal, plainly where there is none.
+`Chat` holds the conversation and knows no terminal: it is given lines and a place to write. The verb reads the lines,
+with history and completion where there is a terminal, plainly where there is none.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ EXAMPLES = (
 COMMANDS: Final = {
     "/help": "this list",
     "/reset": "forget the conversation; the system message stays",
-    "/set KEY VALUE": "change how it samples: temperature, top_p, max_new_tokens, seed, draft, ...; /set alone shows them",
+    "/set KEY VALUE": "change how it samples: temperature, top_p, max_new_tokens, seed, draft, ...; alone: shows",
     "/system TEXT": "what it is told before the conversation; alone: shows it; - removes it. Begins anew",
     "/retry": "answer the last message again",
     "/draft": "show which tokens an MTP module had drafted, by depth; again: stop showing",
@@ -41,8 +41,12 @@ RESET: Final = "\x1b[0m"
 def chat(
     model: Model,
     system: Annotated[str | None, typer.Option(help="What the model is told before the conversation.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens (default 256, or the model's).")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 always takes the likeliest token; default: the model's.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Longest answer, in tokens (default 256, or the model's).")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 always takes the likeliest token; default: the model's.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Makes the answers repeatable.")] = None,
     draft: Annotated[str, typer.Option(metavar="auto|N", help="Tokens to draft per round.")] = "auto",
     weights: Annotated[str | None, typer.Option(help="Compute in f32 or bf16; default: as stored.")] = None,
@@ -50,15 +54,17 @@ def chat(
 ) -> None:
     """Talk with a model.
 
-    Ctrl-C stops an answer and not the program; Ctrl-D or /quit leaves; /help lists what else there is. Lines from a pipe are
-    answered one after another.
+    Ctrl-C stops an answer and not the program; Ctrl-D or /quit leaves; /help lists what else there is. Lines from a
+    pipe are answered one after another.
     """
     from cueva import api
     from cueva.engine import Sampling
 
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     drafts = draft_count(draft)
-    talk = Chat(api.Engine(model, weights=weights, threads=threads), sampling, drafts, sys.stdout, model=model, system=system)
+    talk = Chat(
+        api.Engine(model, weights=weights, threads=threads), sampling, drafts, sys.stdout, model=model, system=system
+    )
     say(talk.engine.describe_sampling())
     if sys.stdin.isatty():
         say(f"{model} listens. /help lists the commands, Ctrl-D leaves.")
@@ -86,7 +92,14 @@ class Chat:
     """
 
     def __init__(
-        self, engine: Any, sampling: Any, draft: Any, out: TextIO, *, model: str = "the model", system: str | None = None
+        self,
+        engine: Any,
+        sampling: Any,
+        draft: Any,
+        out: TextIO,
+        *,
+        model: str = "the model",
+        system: str | None = None,
     ):
         if engine.tokenizer is None or engine.tokenizer.chat_template is None:
             raise TextError(
@@ -103,7 +116,8 @@ class Chat:
         """Take a message or a command; returns False when it says to leave.
 
         Raises:
-            CuevaError: the command is not known or its words are wrong, or the message does not fit; nothing has changed then.
+            CuevaError: the command is not known or its words are wrong, or the message does not fit; nothing has
+                changed then.
         """
         text = text.strip()
         if not text:
@@ -139,7 +153,7 @@ class Chat:
         return True
 
     def answer(self, messages: list[dict[str, str]]) -> None:
-        """Answer the last of the messages, and make them the conversation. An interrupted answer stays as far as it came."""
+        """Answer the last of the messages, and make them the conversation; an interrupted answer stays as it is."""
         told = [{"role": "system", "content": self.system}] if self.system else []
         prompt = self.engine.chat_prompt([*told, *messages])
         with _interrupts() as asked:
@@ -150,7 +164,7 @@ class Chat:
         self.messages = [*messages, {"role": "assistant", "content": answer.text}]
         self.stats.append(answer.stats)
         stopped = "stopped; " if answer.finish_reason == "cancelled" else ""
-        say(f"{_dim()}[{stopped}{speed_line(answer.stats, positions=self.engine.config.max_position_embeddings)}]{_plain()}")
+        say(f"{_dim()}[{stopped}{self._speed(answer.stats)}]{_plain()}")
 
     # --- private ------------------------------------------------------------------------------------------------------
 
@@ -170,6 +184,9 @@ class Chat:
             self.out.write(decoder.flush())
         assert answer is not None, "the last piece carries the answer"
         return answer
+
+    def _speed(self, stats: Any) -> str:
+        return speed_line(stats, positions=self.engine.config.max_position_embeddings)
 
     def _marked(self, text: str, place: int) -> str:
         if not place or not text:
@@ -198,7 +215,9 @@ class Chat:
         key, _, text = rest.partition(" ")
         key, text = key.replace("-", "_"), text.strip()
         if key != "draft" and key not in fields:
-            raise RequestError(f"there is nothing to set called {key}{nearest(key, [*fields, 'draft'])}", way_out="try /set")
+            raise RequestError(
+                f"there is nothing to set called {key}{nearest(key, [*fields, 'draft'])}", way_out="try /set"
+            )
         if not text:
             raise RequestError(f"/set {key} needs a value", way_out="try none to give the choice back to the model")
         if key == "draft":
@@ -225,7 +244,7 @@ class Chat:
         if not self.stats:
             say("nothing was answered yet")
             return
-        say(f"last answer: {speed_line(self.stats[-1], positions=self.engine.config.max_position_embeddings)}")
+        say(f"last answer: {self._speed(self.stats[-1])}")
         tokens = sum(stats.new_tokens - 1 for stats in self.stats)
         seconds = sum(stats.decode_seconds for stats in self.stats)
         speed = f", {tokens / seconds:.1f} tokens/s" if seconds else ""
@@ -261,7 +280,7 @@ def _terminal_lines() -> Iterator[str]:
 
 
 class _Asked:
-    """Whether somebody pressed Ctrl-C. Asking twice stops at once, since a long prompt is not interrupted by asking once."""
+    """Whether somebody pressed Ctrl-C. Asking twice stops at once, since a long prompt does not hear the first."""
 
     def __init__(self) -> None:
         self._set = False

@@ -15,7 +15,9 @@ from cueva.errors import RequestError
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per line instead of text.")]
 Model = Annotated[
     str,
-    typer.Option("--model", "-m", metavar="PATH", help="A model directory, or the name of one on the Hugging Face hub."),
+    typer.Option(
+        "--model", "-m", metavar="PATH", help="A model directory, or the name of one on the Hugging Face hub."
+    ),
 ]
 
 SILENT_SECONDS = 2.0
@@ -52,7 +54,7 @@ class _Talk(logging.Handler):
 
 
 def show_library_talk(name: str, *, all_of_it: bool) -> None:
-    """Print what Python's `warnings` and our own log have to say as a sentence each, without file names and line numbers.
+    """Print what Python's `warnings` and our own log have to say as a sentence each, without places in the code.
 
     Args:
         name: of the command, which the sentences begin with.
@@ -96,7 +98,7 @@ def duration(seconds: float) -> str:
 
 
 class Watcher:
-    """Progress on stderr, one line at a time with its unit and the time left: redrawn on a terminal, now and then elsewhere.
+    """Progress on stderr: one line with its unit and the time left, redrawn on a terminal, now and then elsewhere.
 
     Work of less than two seconds stays silent. It is what `cueva.api` calls a `Watch`; `say` prints a sentence between.
     """

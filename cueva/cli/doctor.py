@@ -11,7 +11,9 @@ EXAMPLES = "cueva doctor\n\ncueva doctor --json > machine.json"
 
 def doctor(
     as_json: Json = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Leave out the measurements, which take about 1 second.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Leave out the measurements, which take about 1 second.")
+    ] = False,
 ) -> None:
     """Look at the machine, the versions and the kernels, and say what will be slow and why.
 

@@ -17,7 +17,9 @@ def evaluate(
     model: Model,
     sources: Annotated[
         list[str],
-        typer.Argument(metavar="SOURCES...", help="Files, folders, globs, hf:NAME[:SPLIT], - for standard input, or python."),
+        typer.Argument(
+            metavar="SOURCES...", help="Files, folders, globs, hf:NAME[:SPLIT], - for standard input, or python."
+        ),
     ],
     length: Annotated[
         int | None, typer.Option(help="Positions of a row (default: 1024, or what the model has).", min=2)
@@ -25,7 +27,8 @@ def evaluate(
     held_out: Annotated[
         float | None,
         typer.Option(
-            metavar="SHARE", help="Score only the documents that a run with this data.held_out_share kept out of training."
+            metavar="SHARE",
+            help="Score only the documents that a run with this data.held_out_share kept out of training.",
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Read no more than this many bytes of text.", min=1)] = None,
@@ -60,7 +63,10 @@ def evaluate(
         ("bits per byte", f"{found.bits_per_byte:.4f}"),
         ("perplexity", f"{found.perplexity:.3f} per token"),
         ("loss", f"{found.loss:.4f} nats per token"),
-        ("text", f"{count(found.documents)} documents, {count(found.bytes)} bytes, {count(found.tokens)} tokens scored"),
+        (
+            "text",
+            f"{count(found.documents)} documents, {count(found.bytes)} bytes, {count(found.tokens)} tokens scored",
+        ),
     ]
     for depth, (loss, share) in enumerate(zip(found.mtp_loss, found.acceptance, strict=True), start=1):
         rows.append((f"MTP depth {depth}", f"loss {loss:.4f} nats per token, greedy acceptance {share:.1%}"))

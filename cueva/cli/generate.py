@@ -21,28 +21,38 @@ def generate(
     prompt: Annotated[
         list[str] | None,
         typer.Option(
-            "--prompt", "-p", help="Text to go on from; - or none reads standard input. Several make a batch, answered in order."
+            "--prompt",
+            "-p",
+            help="Text to go on from; - or none reads standard input. Several make a batch, answered in order.",
         ),
     ] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(help="At most so many new tokens; without a default of the model 256.", rich_help_panel=SAMPLING)
+        int | None,
+        typer.Option(help="At most so many new tokens; without a default of the model 256.", rich_help_panel=SAMPLING),
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="Divides the logits; 0 takes the likeliest token always.", rich_help_panel=SAMPLING)
+        float | None,
+        typer.Option(help="Divides the logits; 0 takes the likeliest token always.", rich_help_panel=SAMPLING),
     ] = None,
-    top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest tokens; 0: all.", rich_help_panel=SAMPLING)] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Keep the k likeliest tokens; 0: all.", rich_help_panel=SAMPLING)
+    ] = None,
     top_p: Annotated[
         float | None, typer.Option(help="Keep the likeliest tokens up to this sum; 1: all.", rich_help_panel=SAMPLING)
     ] = None,
     min_p: Annotated[
         float | None,
-        typer.Option(help="Keep tokens at least this many times as likely as the likeliest; 0: all.", rich_help_panel=SAMPLING),
+        typer.Option(
+            help="Keep tokens at least this many times as likely as the likeliest; 0: all.", rich_help_panel=SAMPLING
+        ),
     ] = None,
     repetition_penalty: Annotated[
-        float | None, typer.Option(help="Makes tokens that occurred less likely; 1: does not.", rich_help_panel=SAMPLING)
+        float | None,
+        typer.Option(help="Makes tokens that occurred less likely; 1: does not.", rich_help_panel=SAMPLING),
     ] = None,
     presence_penalty: Annotated[
-        float | None, typer.Option(help="Taken off the logit of tokens of the answer, -2 to 2.", rich_help_panel=SAMPLING)
+        float | None,
+        typer.Option(help="Taken off the logit of tokens of the answer, -2 to 2.", rich_help_panel=SAMPLING),
     ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Decides every random choice; none draws one.", rich_help_panel=SAMPLING)
@@ -57,11 +67,14 @@ def generate(
     draft: Annotated[
         str,
         typer.Option(
-            metavar="auto|N", help="Tokens to draft per round with the MTP modules: as many as pay, or N.", rich_help_panel=ENGINE
+            metavar="auto|N",
+            help="Tokens to draft per round with the MTP modules: as many as pay, or N.",
+            rich_help_panel=ENGINE,
         ),
     ] = "auto",
     weights: Annotated[
-        str | None, typer.Option(help="Compute in f32 or bf16; default: as the weights are stored.", rich_help_panel=ENGINE)
+        str | None,
+        typer.Option(help="Compute in f32 or bf16; default: as the weights are stored.", rich_help_panel=ENGINE),
     ] = None,
     threads: Annotated[
         int | None, typer.Option(help="CPU threads; default: what PyTorch takes.", min=1, rich_help_panel=ENGINE)
@@ -136,7 +149,7 @@ def facts(answer: Any) -> dict[str, Any]:
 
 
 def _prompts(given: list[str] | None) -> list[str]:
-    """The prompts, standard input read where it is meant; its last line break belongs to the shell and not to the text."""
+    """The prompts, standard input read where it is meant; its last line break is the shell's and not the text's."""
     if given and "-" not in given:
         return given
     if sys.stdin.isatty():
@@ -161,4 +174,8 @@ def _show_logprobs(engine: Any, answer: Any) -> None:
 
 
 def _shown(engine: Any, token: int) -> str:
-    return repr(engine.tokenizer.token_bytes(token).decode("utf-8", "backslashreplace")) if engine.tokenizer else str(token)
+    return (
+        repr(engine.tokenizer.token_bytes(token).decode("utf-8", "backslashreplace"))
+        if engine.tokenizer
+        else str(token)
+    )

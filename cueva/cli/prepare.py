@@ -18,13 +18,14 @@ def prepare(
         list[str],
         typer.Argument(
             metavar="SOURCES...",
-            help="Files (.txt .md .py .jsonl .jsonl.gz .parquet), folders, globs, hf:NAME[:SPLIT], - for standard input, "
-            "or python: the sources of Python's own library.",
+            help="Files (.txt .md .py .jsonl .jsonl.gz .parquet), folders, globs, hf:NAME[:SPLIT], - for standard "
+            "input, or python: the sources of Python's own library.",
         ),
     ],
     out: Annotated[str, typer.Option("--out", "-o", metavar="FOLDER", help="Where the shards and the tokenizer go.")],
     tokenizer: Annotated[
-        str, typer.Option(help="train: learn one from the text; otherwise a folder or a tokenizer.json.", metavar="PATH")
+        str,
+        typer.Option(help="train: learn one from the text; otherwise a folder or a tokenizer.json.", metavar="PATH"),
     ] = "train",
     vocab_size: Annotated[int, typer.Option(help="Tokens of a tokenizer to be trained.", min=2)] = 8192,
     held_out_share: Annotated[

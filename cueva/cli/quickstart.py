@@ -6,7 +6,9 @@ import typer
 
 from cueva.cli.common import Json, Watcher, count, duration, emit, result, say
 
-EXAMPLES = "cueva quickstart\n\ncueva quickstart --minutes 15 --folder runs/longer\n\ncueva quickstart --json > results.json"
+EXAMPLES = (
+    "cueva quickstart\n\ncueva quickstart --minutes 15 --folder runs/longer\n\ncueva quickstart --json > results.json"
+)
 
 
 def quickstart(
@@ -15,14 +17,16 @@ def quickstart(
         float, typer.Option(help="Minutes of training; reading, measuring and the report come on top.")
     ] = 4.0,
     seed: Annotated[int, typer.Option(help="Of the weights, the order of the text, and the samples.", min=0)] = 0,
-    preset: Annotated[str, typer.Option(help="Shape of the model; pocket has about ten million parameters.")] = "pocket",
+    preset: Annotated[
+        str, typer.Option(help="Shape of the model; pocket has about ten million parameters.")
+    ] = "pocket",
     steps: Annotated[int | None, typer.Option(help="End after so many steps, if that comes first.", min=1)] = None,
     as_json: Json = False,
 ) -> None:
     """Train a small model on Python's own library, let it write, and draw a report.
 
-    Takes at most five minutes on two cores and needs no download. The same command goes on where it was stopped, and shows
-    the results again once it is finished.
+    Takes at most five minutes on two cores and needs no download. The same command goes on where it was stopped, and
+    shows the results again once it is finished.
     """
     from cueva import api
     from cueva.train import open_display

@@ -16,11 +16,14 @@ EXAMPLES = (
 
 def train(
     config: Annotated[
-        str | None, typer.Option("--config", "-c", metavar="FILE.toml", help="The run; docs/training.md lists every key.")
+        str | None,
+        typer.Option("--config", "-c", metavar="FILE.toml", help="The run; docs/training.md lists every key."),
     ] = None,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one key; may be given several times, the last wins."),
+        typer.Option(
+            "--set", metavar="SECTION.KEY=VALUE", help="Change one key; may be given several times, the last wins."
+        ),
     ] = None,
     preset: Annotated[str | None, typer.Option(help="Shape of the model: the same as --set model.preset=...")] = None,
     data: Annotated[
@@ -31,7 +34,8 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Length in optimizer steps.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Length in minutes of training.")] = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Print parameters, memory, tokens and time, and stop before anything is done.")
+        bool,
+        typer.Option("--plan", help="Print parameters, memory, tokens and time, and stop before anything is done."),
     ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Go on with a run although its settings or its text have changed.")
@@ -41,8 +45,9 @@ def train(
 ) -> None:
     """Train a model.
 
-    The same command goes on where the run stopped, however it stopped; settings that differ are shown and refused unless
-    --force is given. Ctrl-C finishes the step and saves; a second one stops at once and loses what was not saved.
+    The same command goes on where the run stopped, however it stopped; settings that differ are shown and refused
+    unless --force is given. Ctrl-C finishes the step and saves; a second one stops at once and loses what was not
+    saved.
     """
     from cueva import api
     from cueva.train import open_display, read_train_config
@@ -89,13 +94,19 @@ def format_plan(facts: dict[str, Any]) -> str:
         time += f", at {count(speed)} tokens/s"
     rows = [
         ("run", facts["directory"]),
-        ("model", f"{facts['preset']}: {count(facts['parameters'])} parameters, {count(facts['parameters_active'])} active"),
+        (
+            "model",
+            f"{facts['preset']}: {count(facts['parameters'])} parameters, {count(facts['parameters_active'])} active",
+        ),
         ("MTP", f"{count(facts['parameters_mtp'])} parameters more"),
         ("step", f"{count(facts['rows_per_step'])} rows, {count(facts['tokens_per_step'])} tokens"),
         ("length", ", ".join(length) or "as long as the minutes last"),
         ("time", time),
         ("memory", f"about {size(memory['total'])}: {parts}"),
-        ("disk", f"{size(facts['model_bytes'])} for the model, {size(facts['state_bytes'])} for each of "
-                 f"{facts['states_kept']} states"),
+        (
+            "disk",
+            f"{size(facts['model_bytes'])} for the model, {size(facts['state_bytes'])} for each of "
+            f"{facts['states_kept']} states",
+        ),
     ]
     return "\n".join(f"{name:<8}{value}" for name, value in rows)

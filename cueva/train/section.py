@@ -15,7 +15,9 @@ NONE: Final = "none"
 class Section(BaseModel):
     """A group of keys. Unknown keys and wrong values raise `ConfigError` with a sentence each."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False, defer_build=True
+    )
     section: ClassVar[str] = ""
 
     def __init__(self, **values: Any):

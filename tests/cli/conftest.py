@@ -1,6 +1,7 @@
-"""The command line as a person meets it: words in; exit status, stdout and stderr out. And models small enough for it."""
+"""The command line as a person meets it: words in; exit status, stdout and stderr out. And small models for it."""
 
 import io
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -9,16 +10,10 @@ from typing import NamedTuple
 
 import pytest
 
-from cueva import api
-from cueva.checkpoint import save_model
 from cueva.cli import main
-from cueva.config import model_config
-from cueva.text import Tokenizer
-from cueva.train import RunResult, TrainConfig
-from tests.builders import tiny_model
+from cueva.train import RunResult
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-WORDS = "the cave keeps what the river forgets and the river sings what the cave has kept for it "
 
 
 class Ran(NamedTuple):
@@ -50,8 +45,6 @@ def cueva(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
 
 def process(words: Sequence[str | Path], cwd: Path, **options: object) -> subprocess.CompletedProcess[str]:
     """Run a command in a process of its own, as from a shell in the folder `cwd`."""
-    import os
-
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "cueva", *map(str, words)]
     return subprocess.run(  # pyright: ignore[reportCallIssue]
@@ -60,45 +53,15 @@ def process(words: Sequence[str | Path], cwd: Path, **options: object) -> subpro
 
 
 @pytest.fixture(scope="session")
-def tokenizer() -> Tokenizer:
-    return Tokenizer.train([WORDS * 20], vocab_size=300)
+def model(small_model: Path) -> Path:
+    return small_model
 
 
 @pytest.fixture(scope="session")
-def model(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model directory with random weights that make up their mind."""
-    folder = tmp_path_factory.mktemp("models") / "random"
-    shape = model_config(
-        "tiny",
-        vocab_size=tokenizer.size,
-        max_position_embeddings=128,
-        bos_token_id=tokenizer.bos_id,
-        eos_token_id=tokenizer.eos_id,
-    )
-    save_model(tiny_model(shape), folder, tokenizer=tokenizer)
-    return folder
+def texts(small_texts: Path) -> Path:
+    return small_texts
 
 
 @pytest.fixture(scope="session")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of a few documents."""
-    folder = tmp_path_factory.mktemp("texts")
-    for number in range(12):
-        (folder / f"{number}.txt").write_text((WORDS + f"number {number} ") * (3 + number), encoding="utf-8")
-    return folder
-
-
-def run_config(texts: Path, folder: Path, name: str = "small", **run: object) -> TrainConfig:
-    """The settings of a run that takes a second."""
-    return TrainConfig(
-        model={"preset": "tiny", "max_position_embeddings": 128},
-        data={"sources": [str(texts)], "vocab_size": 300, "sequence_length": 32, "held_out_share": 0.2},
-        batch={"rows": 4},
-        run={"folder": str(folder), "name": name, "steps": 4, "eval_every": 2, "load_every": 1, "sample_every": 4, **run},
-    )
-
-
-@pytest.fixture(scope="session")
-def trained(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
-    """A finished run of a few steps."""
-    return api.train(run_config(texts, tmp_path_factory.mktemp("runs")))
+def trained(small_run: RunResult) -> RunResult:
+    return small_run

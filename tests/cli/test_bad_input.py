@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoint.disks import fill_up, make_read_only, small_disk
-from tests.cli.conftest import WORDS, Cueva, Ran
+from tests.cli.conftest import Cueva, Ran
+from tests.small_runs import WORDS
 
 
 def refused(ran: Ran, *parts: str) -> None:
@@ -21,7 +22,10 @@ def refused(ran: Ran, *parts: str) -> None:
 
 
 def train(cueva: Cueva, source: Path, folder: Path, *changes: str) -> Ran:
-    flags = [f"--set={change}" for change in (f"run.folder={folder}", "data.vocab_size=280", "data.sequence_length=32", *changes)]
+    flags = [
+        f"--set={change}"
+        for change in (f"run.folder={folder}", "data.vocab_size=280", "data.sequence_length=32", *changes)
+    ]
     return cueva("train", "--preset", "tiny", "--data", source, "--steps", "2", "--quiet", *flags)
 
 
@@ -58,7 +62,12 @@ def test_a_corpus_shorter_than_one_row(cueva: Cueva, text: Path, tmp_path: Path)
 
 
 def test_a_vocabulary_larger_than_the_text_supports(cueva: Cueva, text: Path, tmp_path: Path) -> None:
-    refused(train(cueva, text, tmp_path / "runs", "data.vocab_size=9000"), "supports a vocabulary of", "9000", "try a vocab_size")
+    refused(
+        train(cueva, text, tmp_path / "runs", "data.vocab_size=9000"),
+        "supports a vocabulary of",
+        "9000",
+        "try a vocab_size",
+    )
 
 
 @pytest.mark.parametrize(
@@ -76,7 +85,9 @@ def test_a_vocabulary_larger_than_the_text_supports(cueva: Cueva, text: Path, tm
         ("lr=1", ["section.key=value"]),
     ],
 )
-def test_settings_that_describe_nothing(cueva: Cueva, text: Path, tmp_path: Path, change: str, parts: list[str]) -> None:
+def test_settings_that_describe_nothing(
+    cueva: Cueva, text: Path, tmp_path: Path, change: str, parts: list[str]
+) -> None:
     refused(train(cueva, text, tmp_path / "runs", change), *parts)
     assert not (tmp_path / "runs").exists()
 
@@ -99,7 +110,11 @@ def test_a_folder_that_holds_something_else(cueva: Cueva, text: Path, tmp_path: 
 
 
 def test_a_prompt_longer_than_the_models_positions(cueva: Cueva, model: Path) -> None:
-    refused(cueva("generate", "--model", model, "--prompt", WORDS * 20), "this model has 128 positions", "try a shorter prompt")
+    refused(
+        cueva("generate", "--model", model, "--prompt", WORDS * 20),
+        "this model has 128 positions",
+        "try a shorter prompt",
+    )
 
 
 def test_a_path_without_a_model(cueva: Cueva, tmp_path: Path) -> None:
@@ -157,5 +172,7 @@ def test_a_full_disk(cueva: Cueva, text: Path, tmp_path: Path) -> None:
 def test_one_folder_holds_one_quickstart(cueva: Cueva, tmp_path: Path) -> None:
     (tmp_path / "q").mkdir()
     (tmp_path / "q" / "letter.txt").write_text("dear")
-    refused(cueva("quickstart", "--folder", tmp_path / "q", "--steps", "1", "--preset", "tiny"), "holds no training run")
+    refused(
+        cueva("quickstart", "--folder", tmp_path / "q", "--steps", "1", "--preset", "tiny"), "holds no training run"
+    )
     refused(cueva("quickstart", "--folder", tmp_path / "r", "--preset", "tinny"), "tinny")

@@ -78,7 +78,7 @@ def test_a_system_message_is_told_first(talk: Chat, engine: api.Engine) -> None:
 def test_set_changes_how_it_answers_and_names_the_nearest_key(talk: Chat, capsys: pytest.CaptureFixture[str]) -> None:
     talk.line("/set temperature 0.5")
     talk.line("/set max-new-tokens 3")
-    talk.line("/set stop [\"x\", \"y\"]")
+    talk.line('/set stop ["x", "y"]')
     talk.line("/set draft 2")
     assert talk.sampling == Sampling(max_new_tokens=3, temperature=0.5, stop=["x", "y"])  # pyright: ignore[reportArgumentType]
     assert talk.draft == 2
@@ -164,7 +164,9 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(model: Path) -> None:
     chat.stdin.flush()
     assert chat.stdout.read(1)  # the first character of the answer is out
     chat.send_signal(signal.SIGINT)
-    threading.Timer(0.2, lambda: (chat.stdin and chat.stdin.write(b"/stats\n/quit\n"), chat.stdin and chat.stdin.close())).start()
+    threading.Timer(
+        0.2, lambda: (chat.stdin and chat.stdin.write(b"/stats\n/quit\n"), chat.stdin and chat.stdin.close())
+    ).start()
     errors = chat.stderr.read().decode()
     assert chat.wait(timeout=60) == 0
     assert "[stopped; " in errors

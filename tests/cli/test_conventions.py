@@ -54,9 +54,8 @@ def test_wrong_words_are_named_with_the_nearest_right_one(cueva: Cueva, words: l
 def test_a_callers_mistake_is_a_sentence_and_a_way_out(cueva: Cueva) -> None:
     ran = cueva("train", "--preset", "v4-1t", "--steps", "3")
     assert ran.status == 2
-    assert ran.err == (
-        "cueva train: there is no preset 'v4-1t'; the presets are: tiny, pocket, small, v2-lite-16b, moonlight-16b, v3-671b\n"
-    )
+    presets = "tiny, pocket, small, v2-lite-16b, moonlight-16b, v3-671b"
+    assert ran.err == f"cueva train: there is no preset 'v4-1t'; the presets are: {presets}\n"
 
 
 def test_debug_adds_the_traceback_and_keeps_the_status(cueva: Cueva, tmp_path: Path) -> None:
@@ -74,9 +73,7 @@ def test_what_nobody_expected_is_one_sentence_and_status_one(cueva: Cueva, monke
     monkeypatch.setattr("cueva.study.examine", broken)
     ran = cueva("doctor")
     assert ran.status == 1
-    assert ran.err == (
-        "cueva doctor: ZeroDivisionError: a bug of ours\n  run again with --debug for the traceback\n"
-    )
+    assert ran.err == ("cueva doctor: ZeroDivisionError: a bug of ours\n  run again with --debug for the traceback\n")
     assert "Traceback" in cueva("doctor", "--debug").err
 
 
@@ -95,7 +92,18 @@ def test_a_reader_that_leaves_early_is_no_error(model: Path, tmp_path: Path) -> 
 
     from tests.cli.conftest import ROOT
 
-    words = [sys.executable, "-m", "cueva", "generate", "--model", str(model), "--prompt", "the", "--max-new-tokens", "60"]
+    words = [
+        sys.executable,
+        "-m",
+        "cueva",
+        "generate",
+        "--model",
+        str(model),
+        "--prompt",
+        "the",
+        "--max-new-tokens",
+        "60",
+    ]
     writer = subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
     )

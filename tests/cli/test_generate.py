@@ -40,7 +40,20 @@ def test_several_prompts_are_answered_in_order(cueva: Cueva, model: Path) -> Non
 
 
 def test_json_tells_everything_about_an_answer(cueva: Cueva, model: Path) -> None:
-    ran = cueva("generate", "--model", model, "--prompt", "the", "--max-new-tokens", "6", "--seed", "7", "--logprobs", "2", "--json")
+    ran = cueva(
+        "generate",
+        "--model",
+        model,
+        "--prompt",
+        "the",
+        "--max-new-tokens",
+        "6",
+        "--seed",
+        "7",
+        "--logprobs",
+        "2",
+        "--json",
+    )
     facts = json.loads(ran.out)
     assert facts["seed"] == 7
     assert facts["finish_reason"] in ("length", "stop")
@@ -51,7 +64,10 @@ def test_json_tells_everything_about_an_answer(cueva: Cueva, model: Path) -> Non
 def test_a_seed_repeats_an_answer_and_drafting_does_not_change_greedy_text(cueva: Cueva, model: Path) -> None:
     words = ("generate", "--model", model, "--prompt", "the", "--max-new-tokens", "16")
     assert cueva(*words, "--seed", "3").out == cueva(*words, "--seed", "3").out
-    assert cueva(*words, "--temperature", "0", "--draft", "0").out == cueva(*words, "--temperature", "0", "--draft", "2").out
+    assert (
+        cueva(*words, "--temperature", "0", "--draft", "0").out
+        == cueva(*words, "--temperature", "0", "--draft", "2").out
+    )
 
 
 def test_a_stop_text_ends_the_answer_before_it(cueva: Cueva, model: Path) -> None:

@@ -14,7 +14,8 @@ import pytest
 
 from cueva.text import Tokenizer
 from cueva.train import RunResult
-from tests.cli.conftest import ROOT, Cueva, run_config
+from tests.cli.conftest import ROOT, Cueva
+from tests.small_runs import run_config
 
 
 def words(texts: Path, folder: Path, *more: str) -> list[str]:
@@ -38,7 +39,14 @@ def test_a_run_leaves_what_the_documents_say(cueva: Cueva, texts: Path, tmp_path
     assert facts["step"] == 4
     assert not facts["stopped"]
     run = tmp_path / "x"
-    for name in ("config.toml", "metrics.jsonl", "model/config.json", "model/tokenizer.json", "report.html", "state/step-4"):
+    for name in (
+        "config.toml",
+        "metrics.jsonl",
+        "model/config.json",
+        "model/tokenizer.json",
+        "report.html",
+        "state/step-4",
+    ):
         assert (run / name).exists(), name
     assert tomllib.loads((run / "config.toml").read_text())["data"]["vocab_size"] == 300
     generation = json.loads((run / "model" / "generation_config.json").read_text())
@@ -175,7 +183,9 @@ def test_eval_reads_standard_input(cueva: Cueva, trained: RunResult) -> None:
 def test_progress_of_long_work_has_unit_and_time_left() -> None:
     from cueva.cli.common import duration, progress_line
 
-    assert progress_line("scored", "positions", 30, 120, 10) == "scored 30/120 positions (25%)  30 s left  3 positions/s"
+    assert (
+        progress_line("scored", "positions", 30, 120, 10) == "scored 30/120 positions (25%)  30 s left  3 positions/s"
+    )
     assert progress_line("read", "bytes", 3000, None, 2) == "read 3,000 bytes  1,500 bytes/s"
     assert [duration(seconds) for seconds in (5, 200, 7500)] == ["5 s", "3 min 20 s", "2 h 5 min"]
 

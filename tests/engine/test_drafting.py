@@ -129,23 +129,34 @@ def test_prefill_in_chunks_leaves_no_holes_in_the_modules_caches(depths: int) ->
             assert (chain.states[depth - 1].first, chain.states[depth - 1].stop) == (23 - depth, 24 - depth)
 
 
-def test_the_first_draft_is_what_the_trained_head_would_say() -> None:
-    """Draft k of a fresh prompt is the argmax of depth k in a whole expanded pass over the drafts before it."""
-    engine = Engine(tiny_model(**SHAPE, num_nextn_predict_layers=3), prefill_chunk=8)
-    runner, prompt = engine.runner, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
-    cache = runner.new_cache(100)
+@pytest.mark.parametrize(("depths", "count"), [(1, 4), (2, 5), (3, 3)])
+def test_drafts_are_what_the_trained_heads_say_and_then_the_last_head_again(depths: int, count: int) -> None:
+    """Draft k is the argmax of depth k in a whole expanded pass; later ones follow the definition, row by row."""
+    engine = Engine(tiny_model(**SHAPE, num_nextn_predict_layers=depths), prefill_chunk=8)
+    runner, model, prompt = engine.runner, engine.model, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
+    cache, known = runner.new_cache(100), len(prompt) - 1
     chain = ModuleChain(runner, cache)
-    for start in range(0, len(prompt) - 1, 8):
+    for start in range(0, known, 8):
         chain.prefill(prompt[:-1], start, runner.prefill(cache, prompt[:-1][start : start + 8]))
 
     def likeliest(number: int, drafts: Any, logits_A: np.ndarray) -> drafting.Draft:
         return drafting.Draft(int(logits_A.argmax()), np.eye(12)[logits_A.argmax()])
 
-    (drafts,) = drafting.draft(runner, [chain], [prompt], [3], likeliest)
+    (drafts,) = drafting.draft(runner, [chain], [prompt], [count], likeliest)
     line = list(prompt)
-    for depth, got in enumerate(drafts, start=1):
-        with torch.inference_mode():
-            # Row n - 1 of depth k: n - 1 = len(prompt) - 2.
-            logits_A = engine.model(torch.tensor([line])).mtp_logits[depth - 1][0, len(prompt) - 2]
-        assert got.token_id == int(logits_A.argmax())
-        line.append(got.token_id)
+    with torch.inference_mode():
+        for depth in range(1, depths + 1):
+            logits_A = model(torch.tensor([line])).mtp_logits[depth - 1][0, known - 1]
+            line.append(int(logits_A.argmax()))
+        # The last module once more: its rows so far, then rows with its own state and the newest draft.
+        again, ids_T = PlainCache(), torch.tensor(line[:-1])
+        state_TD = model.step(ids_T[:known], [Segment(PlainCache(), 0, known)], rowwise=False)
+        for depth in range(1, depths + 1):
+            segments = [Segment(again, 0, known)]
+            state_TD = model.mtp_step(depth, ids_T[depth : depth + known], state_TD, segments, rowwise=False)
+        state_TD = state_TD[-1:]
+        for _ in range(count - depths):
+            newest_T = torch.tensor(line[-1:])
+            state_TD = model.mtp_step(depths, newest_T, state_TD, [Segment(again, 0, 1)], rowwise=False)
+            line.append(int(model.logits(state_TD, depths)[0].argmax()))
+    assert [draft.token_id for draft in drafts] == line[len(prompt) :]

@@ -93,7 +93,9 @@ def test_a_plan_says_what_a_run_will_be(tmp_path: object) -> None:
     assert plan["parameters_trained"] == sum(parameter.numel() for parameter in model.parameters())
     assert plan["parameters"] + plan["parameters_mtp"] == plan["parameters_trained"]
     assert plan["parameters_active"] == shape.parameters(active=True)
-    assert plan["memory_bytes"]["weights"] == 4 * (plan["parameters_trained"] + 5 * 16)
+    assert plan["memory_bytes"]["weights"] == 4 * (
+        plan["parameters_trained"] + shape.gate_count * (shape.n_routed_experts or 0)
+    )
     assert plan["memory_bytes"]["moments"] == 8 * plan["parameters_trained"]
     parts = {key: value for key, value in plan["memory_bytes"].items() if key != "total"}
     assert plan["memory_bytes"]["total"] == sum(parts.values())

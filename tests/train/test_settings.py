@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 
+from cueva.config import PRESETS
 from cueva.errors import ConfigError
 from cueva.train import TrainConfig, config_difference, read_train_config
 from cueva.train.settings import OptimizerSettings, ScheduleSettings
+
+POCKET = PRESETS["pocket"]
 
 
 def config(*changes: str) -> TrainConfig:
@@ -25,7 +28,7 @@ def config(*changes: str) -> TrainConfig:
         ("model.hidden_size=wide", "`model.hidden_size` is 'wide': it should be a valid integer"),
         ("model.hidden_size=1.5", "`model.hidden_size` is 1.5: it should be a valid integer"),
         ("model.scoring_func=tanh", "`model.scoring_func` is 'tanh': it should be 'sigmoid' or 'softmax'"),
-        ("model.n_group=3", "16 experts cannot be split into 3 equal groups"),
+        ("model.n_group=3", "experts cannot be split into 3 equal groups"),
         ("model.preset=v4-1t", "there is no preset 'v4-1t'; the presets are: tiny, pocket"),
         ("schedule.name=linear", "there is no schedule 'linear'; the schedules are: 'constant', 'cosine'"),
         ("schedule.decay_share=0.1", "there is no key `schedule.decay_share`"),
@@ -36,7 +39,10 @@ def config(*changes: str) -> TrainConfig:
         ("run.precision=float16", "`run.precision` is 'float16': it should be 'float32' or 'bfloat16'"),
         ("run.name=../up", "`run.name` is '../up'"),
         ("data.sources=[]", "`data.sources` is []: name at least one file"),
-        ("data.sequence_length=4096", "`data.sequence_length` is 4096, but the model has 1024 positions"),
+        (
+            "data.sequence_length=4096",
+            f"`data.sequence_length` is 4096, but the model has {POCKET.max_position_embeddings} positions",
+        ),
         ("batch.ramp_from=9", "`batch.ramp_from` is 9 rows, but a full step has 8"),
         ("schedule.warmup_steps=11", "`schedule.warmup_steps` is 11, but the run has 10 steps"),
         ("optimizer=3", "write section.key=value"),
@@ -146,7 +152,7 @@ def test_an_unreadable_file_is_a_sentence(tmp_path: Path, content: bytes | None,
 
 
 def test_the_vocabulary_is_the_tokenizers_unless_the_model_says_more() -> None:
-    assert config().shape().vocab_size == 4096
+    assert config().shape().vocab_size == POCKET.vocab_size
     assert config("data.vocab_size=300").shape().vocab_size == 300
     assert config().shape(511).vocab_size == 511
     assert config("model.vocab_size=512").shape(511).vocab_size == 512

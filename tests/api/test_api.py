@@ -17,7 +17,7 @@ from cueva.errors import CheckpointError, ConfigError, RequestError, TextError
 from cueva.text import Tokenizer
 from cueva.train import RunResult, TrainConfig
 from tests.builders import random_ids, tiny_model
-from tests.cli.conftest import WORDS, model, run_config, texts, tokenizer, trained  # noqa: F401  (fixtures)
+from tests.small_runs import WORDS, run_config
 
 
 def test_the_face_is_what_the_documents_say() -> None:
@@ -97,15 +97,15 @@ def test_a_run_in_two_parts_repeats_the_losses_of_one(texts: Path, tmp_path: Pat
     """The second part finds its text, tokenizer and state where the first left them."""
     whole = cueva.train(run_config(texts, tmp_path, "whole", save_every=2, sample_every=0))
 
-    class Enough(Exception):
+    class EnoughError(Exception):
         pass
 
     class StopsAfterTwo(api.training.Silence):  # type: ignore[name-defined]
         def saved(self, step: int) -> None:
-            raise Enough
+            raise EnoughError
 
     config = run_config(texts, tmp_path, "parts", save_every=2, sample_every=0)
-    with pytest.raises(Enough):
+    with pytest.raises(EnoughError):
         cueva.train(config, display=StopsAfterTwo())
     parts = cueva.train(config)
     assert parts.loss == whole.loss
@@ -121,7 +121,7 @@ def test_changed_text_is_refused_and_taken_by_force(tmp_path: Path) -> None:
     config = run_config(source, tmp_path, sample_every=0)
     cueva.train(config)
     (source / "0.txt").write_text(WORDS * 7)
-    with pytest.raises(TextError, match="0.txt"):
+    with pytest.raises(TextError, match=r"0\.txt"):
         cueva.train(config)
     longer = config.model_copy(update={"run": config.run.model_copy(update={"steps": 5})})
     assert cueva.train(longer, force=True).step == 5
@@ -162,7 +162,12 @@ def test_a_plan_needs_no_text_and_writes_nothing(tmp_path: Path) -> None:
 
 def test_a_model_without_mtp_or_experts_trains_and_writes(texts: Path, tmp_path: Path) -> None:
     config = run_config(texts, tmp_path)
-    shape = {"preset": "tiny", "num_nextn_predict_layers": 0, "n_routed_experts": "none", "max_position_embeddings": 128}
+    shape = {
+        "preset": "tiny",
+        "num_nextn_predict_layers": 0,
+        "n_routed_experts": "none",
+        "max_position_embeddings": 128,
+    }
     bare = TrainConfig(**{**config.table(), "model": shape, "balance": {"bias_speed": 0.0, "sequence_loss": 0.0}})
     done = cueva.train(bare)
     answer = cueva.Engine(done.directory / "model").generate(["the"], cueva.Sampling(max_new_tokens=4, seed=1))[0]
@@ -205,5 +210,5 @@ def test_a_quickstart_can_be_called_again(texts: Path, tmp_path: Path) -> None:
     again = api.quickstart(tmp_path / "q", **options)  # type: ignore[arg-type]
     assert again.before
     assert again.facts == facts
-    with pytest.raises(ConfigError, match="run.seed: 0 -> 1"):
+    with pytest.raises(ConfigError, match=r"run\.seed: 0 -> 1"):
         api.quickstart(tmp_path / "q", seed=1, **options)  # type: ignore[arg-type]
