@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cueva.api.quick import quickstart_config
 
 from benchmarks.dense_gpt import DenseGPT, DenseShape
+from cueva.api.quick import quickstart_config
 from cueva.config import model_config
 from cueva.model import CausalLM
-from cueva.text import Corpus, Packing, Tokenizer, TokenShards, prepare, sequential
+from cueva.text import Corpus, Packing, Tokenizer, TokenShards, prepare
 from cueva.train.balance import max_violation
 from cueva.train.batches import take_batches
 from cueva.train.evaluate import evaluate
@@ -66,7 +66,7 @@ def measure(variant: str, seed: int, settings: TrainConfig, folder: Path, tokeni
     """Train one variant for its seconds and score it."""
     length = settings.data.sequence_length
     data = Packing(TokenShards.open(folder, "train"), length, seed)
-    held_out = sequential(TokenShards.open(folder, "held_out"), length)
+    held_out = Packing(TokenShards.open(folder, "held_out"), length, 0)
     bytes_A = torch.tensor([len(tokenizer.token_bytes(i)) for i in range(settings.shape().vocab_size)])
     model = build(variant, settings, seed)
     optimizer = build_optimizer(model, settings.optimizer)
@@ -81,7 +81,7 @@ def measure(variant: str, seed: int, settings: TrainConfig, folder: Path, tokeni
         spent += time.process_time() - start
         steps += 1
         loads = [*loads[1 - LAST_STEPS :], report.load_GE]
-    rows = min(EVALUATED_TOKENS // length, len(held_out))
+    rows = min(EVALUATED_TOKENS // length, held_out.rows_per_epoch)
     scored = evaluate(model, held_out, rows, 8, dials(settings, 1.0), bytes_A)
     each = torch.stack(loads)
     return {

@@ -9,7 +9,7 @@ from cueva.model import CausalLM
 
 
 def tiny_model(config: ModelConfig | None = None, *, seed: int = 0, std: float = 0.3, **changes: Any) -> CausalLM:
-    """Build a model whose logits are several units in size, with random norms and a balance bias that decides choices."""
+    """Build a model whose logits are several units in size, with random norms and a bias that decides choices."""
     model = CausalLM(config or model_config("tiny", **changes))
     generator = torch.Generator().manual_seed(seed)
     model.init_weights(generator, std)

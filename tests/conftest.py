@@ -126,7 +126,7 @@ class Ledger:
         lines = [
             "# Test ledger",
             "",
-            f"{len(slowest)} tests, {total:.0f} s of work in all, shared by two processes; {len(self.oracles)} oracles.",
+            f"{len(slowest)} tests, {len(self.oracles)} of them oracles; {total:.0f} s of work, on two processes.",
             "Written by `python -m tools.check --ledger docs/test-ledger.md`; these are the slowest fifty.",
             "",
             "| seconds | test |",

@@ -29,7 +29,7 @@ def routings(draw: st.DrawFn, *, with_bias: bool = True, sigmoid: bool | None = 
     chosen = draw(st.integers(1, min(kept * per_group, 6)))
     tokens = draw(st.integers(1, 6))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    # Scores on a grid, shuffled per token; every expert's bias sits at its own fraction of a grid step. So no two choices,
+    # Scores on a grid, shuffled per token; each bias sits at its own fraction of a grid step. So no two choices,
     # and no two sums of a group's best, come closer than step / 2E, a hundred times what float32 rounds.
     use_sigmoid = draw(st.booleans()) if sigmoid is None else sigmoid
     grid_E = torch.linspace(0.05, 0.95, experts, dtype=torch.float64)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import torch
+
 from cueva.api.models import Engine
 from cueva.api.texts import Say, Watch
 from cueva.api.training import train
@@ -19,7 +21,7 @@ from cueva.errors import ConfigError
 from cueva.files import atomic_write
 from cueva.study.records import read_records
 from cueva.text import TokenShards
-from cueva.train import Display, TrainConfig
+from cueva.train import Display, TrainConfig, max_violation
 from cueva.train.directory import open_directory
 
 MINUTES: Final = 3.5
@@ -130,7 +132,7 @@ def quickstart_config(
             "sample_every": 100,
             "sample_prompt": "def ",
             "save_every": 200,
-            "load_every": 10,
+            "load_every": 1,
             "keep_last": 1,
             **length,
         },
@@ -168,10 +170,20 @@ def _facts(config: TrainConfig) -> dict[str, Any]:
         "held_out_acceptance": evaluation.get("acceptance", []),
         # Of each gate the mean over the last steps, and of these the worst.
         "max_vio": max((statistics.mean(gate) for gate in zip(*balance, strict=True)), default=None),
+        # Of each gate the loads of those steps added up: what of the unevenness is not the chance of a small batch.
+        "max_vio_together": _together(records.loads[-LAST_STEPS:]),
         "max_vio_steps": len(balance),
         "samples": _samples(engine, config.run.seed),
         "drafting": _drafting(engine, directory / "tokens", config.run.seed),
     }
+
+
+def _together(loads: list[dict[str, Any]]) -> float | None:
+    """MaxVio of the worst gate over the loads of several steps; None without gates."""
+    if not loads:
+        return None
+    load_GE = torch.tensor([record["load"] for record in loads]).sum(0)
+    return max(max_violation(load_E) for load_E in load_GE)
 
 
 def _samples(engine: Engine, seed: int) -> list[dict[str, str]]:

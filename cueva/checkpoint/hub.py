@@ -53,12 +53,12 @@ def resolve(path_or_id: str | os.PathLike[str], *, offline: bool = False, revisi
 def _download(name: str, *, offline: bool, revision: str | None) -> Path:
     try:
         import huggingface_hub
-        from huggingface_hub import errors
+        from huggingface_hub import constants, errors
     except ImportError as error:
         raise DependencyError(
             f"fetching {name} needs the package huggingface_hub ({error})", way_out="try pip install huggingface_hub"
         ) from error
-    offline = offline or bool(huggingface_hub.constants.HF_HUB_OFFLINE)
+    offline = offline or bool(constants.HF_HUB_OFFLINE)
     try:
         return Path(
             huggingface_hub.snapshot_download(
@@ -90,7 +90,7 @@ def _download(name: str, *, offline: bool, revision: str | None) -> Path:
         raise _unreachable(name, error) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            cache = huggingface_hub.constants.HF_HUB_CACHE
+            cache = constants.HF_HUB_CACHE
             raise CheckpointError(
                 f"no room to download {name}: the disk of {cache} is full",
                 way_out="try making room, or HF_HOME on another disk; a later try goes on where this one stopped",

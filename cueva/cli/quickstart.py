@@ -77,7 +77,8 @@ def format_results(facts: dict[str, Any]) -> str:
             (
                 "balance",
                 f"busiest expert of the worst layer {1 + facts['max_vio']:.2f}x the mean, that is MaxVio "
-                f"{facts['max_vio']:.2f}, mean of the last {facts['max_vio_steps']} steps",
+                f"{facts['max_vio']:.2f}, mean of the last {facts['max_vio_steps']} steps; "
+                f"{facts['max_vio_together']:.2f} over these steps together",
             )
         )
     drafting = facts["drafting"]

@@ -1,13 +1,14 @@
 """Weights to more tokens: the engine.
 
 Read `engine.py` first, then `scheduler.py` (one round), `runner.py` (why rows do not depend on neighbours),
-`drafting.py` and `acceptance.py` (why drafting changes nothing but speed), `sampling.py` and `stops.py`.
+`drafting.py` and `acceptance.py` (why drafting changes nothing but speed), `settings.py`, `sampling.py` and `stops.py`.
 """
 
 from cueva.engine.answers import Answer, FinishReason, Piece, Stats
 from cueva.engine.cache import CacheFull, CachePool, SequenceCache, bytes_per_token
 from cueva.engine.engine import Engine
-from cueva.engine.sampling import Sampling, TokenLogprob
+from cueva.engine.sampling import TokenLogprob
+from cueva.engine.settings import Sampling
 from cueva.engine.stops import Codec
 
 __all__ = [

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cueva.engine.draws import Draws, Purpose
-from cueva.engine.sampling import Probabilities, Settings, process
+from cueva.engine.sampling import Probabilities, process
+from cueva.engine.settings import Settings
 
 
 class Draft(NamedTuple):

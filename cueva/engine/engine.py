@@ -22,8 +22,8 @@ from cueva.engine.draws import fresh_seed
 from cueva.engine.requests import Defaults, Prompt, make_request, prompt_ids
 from cueva.engine.runner import Runner
 from cueva.engine.running import Cancel
-from cueva.engine.sampling import Sampling
 from cueva.engine.scheduler import Batch, DraftPlan
+from cueva.engine.settings import Sampling
 from cueva.engine.stops import Codec
 from cueva.errors import RequestError, nearest
 from cueva.model import CausalLM
@@ -254,6 +254,11 @@ class Engine:
         if not self._described:
             self._described = True
             log.info("%s", self.describe_sampling())
+            if self.defaults.unread:
+                log.warning(
+                    "generation_config.json asks for what this engine does not do; it goes on without: %s",
+                    ", ".join(self.defaults.unread),
+                )
 
     @property
     def cache_bytes_per_token(self) -> int:
@@ -291,6 +296,6 @@ def _converted(model: CausalLM, weights: str | None, device: str) -> CausalLM:
         raise RequestError(
             f"device {device!r} was asked for, but PyTorch finds no CUDA device", way_out="try device='cpu'"
         )
-    if dtype == own.dtype and place.type == own.device.type:
+    if dtype == own.dtype and place.type == own.device.type and place.index in (None, own.device.index):
         return model
     return copy.deepcopy(model).to(device=place, dtype=dtype)

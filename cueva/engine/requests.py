@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from cueva.config import ModelConfig
 from cueva.engine.running import Cancel, Request
-from cueva.engine.sampling import DEFAULT_NEW_TOKENS, Sampling, Settings, defaults_from, settle
+from cueva.engine.settings import DEFAULT_NEW_TOKENS, Sampling, Settings, defaults_from, settle
 from cueva.engine.stops import Codec, NoText
 from cueva.errors import RequestError
 
@@ -56,8 +56,7 @@ class Defaults:
     def describe(self) -> str:
         """The sampling defaults and where they come from."""
         where = "generation_config.json" if self.from_file else "neutral: the model brings no defaults"
-        unread = f"; not supported and ignored: {', '.join(self.unread)}" if self.unread else ""
-        return f"sampling defaults: {self.settings.describe()} ({where}){unread}"
+        return f"sampling defaults: {self.settings.describe()} ({where})"
 
 
 def prompt_ids(prompt: Prompt, defaults: Defaults) -> list[int]:

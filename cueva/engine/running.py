@@ -16,7 +16,8 @@ from cueva.engine.controller import DraftController
 from cueva.engine.drafting import ModuleChain
 from cueva.engine.draws import SeededDraws
 from cueva.engine.runner import Runner
-from cueva.engine.sampling import Settings, TokenLogprob, log_probability
+from cueva.engine.sampling import TokenLogprob, log_probability
+from cueva.engine.settings import Settings
 from cueva.engine.stops import Decoder, ShownText
 
 Cancel = Callable[[], bool]

@@ -59,7 +59,7 @@ def apply_balance(
     moved = 0
     for (_, gate), load_E in zip(gates, load_GE, strict=True):
         if gate.e_score_correction_bias is not None:
-            bias_step(gate.e_score_correction_bias, load_E, speed, rule)
+            bias_step(gate.e_score_correction_bias, load_E.to(gate.e_score_correction_bias.device), speed, rule)
             moved += 1
     assert moved == model.config.gate_count, f"{moved} biases moved, but the model has {model.config.gate_count} gates"
 

@@ -22,7 +22,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from cueva.errors import CheckpointError, ConfigError, RunError
+from cueva.errors import CheckpointError, ConfigError, CuevaError, RunError
 from cueva.model import CausalLM
 from cueva.train.batches import Rows, take_batches, target_bytes
 from cueva.train.directory import Interrupts, only_one_process, open_directory
@@ -279,8 +279,12 @@ class _Run:
         prompt = self.config.run.sample_prompt
         if self.parts.sample is None or not self.config.run.sample_every or self.sampled == self.place.step:
             return
-        text = self.parts.sample(self.model, prompt)
         self.sampled = self.place.step
+        try:
+            text = self.parts.sample(self.model, prompt)
+        except CuevaError as error:  # a prompt that does not fit is no reason to lose a run
+            self.event(f"no sample: {error.message}")
+            return
         record = {"kind": "sample", "step": self.place.step, "prompt": prompt, "text": text}
         self.metrics.write(record)
         self.parts.display.note(record)

@@ -61,22 +61,23 @@ class Totals:
     targets: tuple[int, ...]
     rows: tuple[int, ...]
     """Rows with at least one position that counts."""
-    positions: int
+    positions: tuple[int, ...]
+    """Positions that a depth's block computes from tokens of one document: no padding, no filler."""
 
     @staticmethod
     def of(batches: Sequence[Batch], depths: int, *, document_mask: bool) -> "Totals":
         """Count over all micro-batches of a step."""
-        counts, rows, positions = [0] * (depths + 1), [0] * (depths + 1), 0
+        counts, rows, positions = [0] * (depths + 1), [0] * (depths + 1), [0] * (depths + 1)
         for batch in batches:
             document_BU = visible_documents(batch.document_BU, mask=document_mask)
             counted_BT = document_BU[:, :-1] >= 0
-            positions += int(counted_BT.sum())
             for depth in range(depths + 1):
+                positions[depth] += int(counted_BT.sum())
                 counts[depth] += int((targets(batch.ids_BU, document_BU, depth) != IGNORE).sum())
                 rows[depth] += int(counted_BT.any(-1).sum())
                 # Depth k + 1 reads token i + k + 1, which is what depth k was to predict, in all rows but the last.
                 counted_BT = targets(batch.ids_BU, document_BU, depth)[:, :-1] != IGNORE
-        return Totals(tuple(counts), tuple(rows), positions)
+        return Totals(tuple(counts), tuple(rows), tuple(positions))
 
 
 def training_step(
@@ -154,10 +155,9 @@ def add_gradients(model: CausalLM, batch: Batch, totals: Totals, sums: "Sums", d
     if dials.sequence_loss > 0 and states.routings:
         counted = [document_BT >= 0, *states.mtp_valid]
         loss = torch.zeros((), device=document_BT.device)
-        for depth, routing in zip(gate_depths(states), states.routings, strict=True):
-            loss = loss + sequence_loss(routing, counted[depth], dials.sequence_loss_choice) / max(
-                totals.rows[depth], 1
-            )
+        for depth, routing in zip(gate_depths(model), states.routings, strict=True):
+            one = sequence_loss(routing, counted[depth], dials.sequence_loss_choice)
+            loss = loss + one / max(totals.rows[depth], 1)
         sums.sequence_loss += loss.detach().double()
         roots.append(loss)
         gradients.append(torch.full_like(loss, dials.sequence_loss))
@@ -170,6 +170,7 @@ class Sums:
     """What adds up over the micro-batches of a step, on the device, in int64 and float64."""
 
     def __init__(self, model: CausalLM):
+        self.model = model
         device = next(model.parameters()).device
         heads = model.config.num_nextn_predict_layers + 1
         self.nats = torch.zeros(heads, dtype=torch.float64, device=device)
@@ -190,6 +191,10 @@ class Sums:
 
     def report(self, totals: Totals, grad_norm: float) -> StepReport:
         """Turn sums into means, and judge whether they are numbers."""
+        load_GE = self.load_GE.cpu()
+        chosen = self.model.config.num_experts_per_tok
+        expected = [chosen * totals.positions[depth] for depth in gate_depths(self.model)]
+        assert load_GE.sum(-1).tolist() == expected, f"loads {load_GE.sum(-1).tolist()}, pairs {expected}"
         means = [float(nats) / max(count, 1) for nats, count in zip(self.nats, totals.targets, strict=True)]
         match = [int(hits) / max(count, 1) for hits, count in zip(self.hits, totals.targets, strict=True)]
         skipped = None
@@ -207,8 +212,8 @@ class Sums:
             mtp_match=tuple(match[1:]),
             sequence_loss=float(self.sequence_loss),
             grad_norm=grad_norm,
-            load_GE=self.load_GE.cpu(),
-            positions=totals.positions,
+            load_GE=load_GE,
+            positions=totals.positions[0],
             targets=totals.targets[0],
             skipped=skipped,
         )
@@ -234,7 +239,7 @@ def needed(document_BT: Tensor) -> Tensor | None:
     return None if bool((document_BT == document_BT[:, :1]).all()) and bool((document_BT >= 0).all()) else document_BT
 
 
-def gate_depths(states: States) -> list[int]:
+def gate_depths(model: CausalLM) -> list[int]:
     """The depth of each gate's rows: 0 for the main layers, then 1, 2, ... for the MTP modules."""
-    depths = len(states.mtp_hidden)
-    return [0] * (len(states.routings) - depths) + list(range(1, depths + 1))
+    gates, depths = model.config.gate_count, model.config.num_nextn_predict_layers
+    return [0] * (gates - depths) + list(range(1, depths + 1)) if gates else []

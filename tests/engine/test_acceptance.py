@@ -17,7 +17,8 @@ import torch
 from cueva.engine import Engine, Sampling, acceptance, running
 from cueva.engine.acceptance import Draft, draw_draft, verify
 from cueva.engine.draws import Purpose
-from cueva.engine.sampling import Probabilities, Settings, process, settle
+from cueva.engine.sampling import Probabilities, process
+from cueva.engine.settings import Settings, settle
 from cueva.model import CausalLM
 from tests.builders import tiny_model
 from tests.engine.doubles import remember_prefill

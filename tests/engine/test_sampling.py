@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from cueva.engine import Sampling
 from cueva.engine.draws import Purpose, SeededDraws
-from cueva.engine.sampling import Settings, defaults_from, log_probability, process, settle
+from cueva.engine.sampling import log_probability, process
+from cueva.engine.settings import Settings, defaults_from, settle
 from cueva.errors import RequestError, RunError
 
 
@@ -187,6 +188,12 @@ def test_a_token_without_probability_is_never_drawn() -> None:
         ("logit_bias", {3: float("inf")}, "logit_bias has 3: inf, but it maps token ids to finite numbers"),
         ("seed", -1, "seed is -1, but it must be a whole number, from 0 to"),
         ("stop", ["a", ""], "stop holds '', but a stop string is a text of at least one character"),
+        ("stop", 7, "stop is 7, but it must be a list"),
+        ("stop_token_ids", 7, "stop_token_ids is 7, but it must be a list"),
+        ("stop_token_ids", ["7"], "stop_token_ids holds '7', but a token id is a whole number"),
+        ("logit_bias", [3], "logit_bias is [3], but it maps token ids to numbers"),
+        ("logit_bias", {"3": 1.0}, "logit_bias has '3': 1.0, but it maps token ids to finite numbers"),
+        ("ignore_eos", "no", "ignore_eos is 'no', but it is True or False"),
         ("logprobs", True, "logprobs is True, but it must be a whole number"),
     ],
 )

@@ -32,7 +32,7 @@ def test_an_absorbed_query_equals_one_against_explicit_keys() -> None:
 
 
 def test_new_queries_see_all_cached_rows_and_their_own_past() -> None:
-    """The mask of T new rows over S cached ones is not T x T: DeepSeek's demo has it wrong for a start other than zero."""
+    """The mask of T new rows over S cached ones is not T x T: DeepSeek's demo has it wrong beyond a start of zero."""
     generator = torch.Generator().manual_seed(1)
     q, k, v = (torch.randn(1, n, 2, 8, generator=generator) for n in (9, 9, 9))
     whole = attend_expanded(q, k, v, scale=0.4, mask=None)

@@ -44,9 +44,7 @@ def test_absorbed_attention_equals_expanded_attention(monkeypatch: pytest.Monkey
     with torch.no_grad():
         first = model.step(ids[:7], [Segment(cache, 0, 7)], rowwise=False)
         second = model.step(ids[7:], [Segment(cache, 0, 13)], rowwise=False)
-        torch.testing.assert_close(
-            model.logits(torch.cat([first, second])), model(ids[None]).logits[0], **CLOSE
-        )
+        torch.testing.assert_close(model.logits(torch.cat([first, second])), model(ids[None]).logits[0], **CLOSE)
 
 
 def test_a_decoded_rows_bits_do_not_depend_on_its_place_its_neighbours_or_being_verified() -> None:

@@ -44,9 +44,7 @@ def test_the_chain_is_causal_at_every_depth() -> None:
     filler=st.integers(0, 99),
 )
 @settings(max_examples=25, deadline=None)
-def test_a_packed_row_equals_its_documents_alone_at_every_depth(
-    lengths: list[int], padding: int, filler: int
-) -> None:
+def test_a_packed_row_equals_its_documents_alone_at_every_depth(lengths: list[int], padding: int, filler: int) -> None:
     model = tiny_model(num_nextn_predict_layers=3)
     documents = [random_ids(model.config, n, seed=n + 10 * i) for i, n in enumerate(lengths)]
     pad = random_ids(model.config, padding, seed=filler)
@@ -86,9 +84,7 @@ def test_module_rows_over_a_cache_equal_the_teacher_forced_pass() -> None:
                 some = slice(start, min(start + 5, rows))
                 n = some.stop - some.start
                 done.append(
-                    model.mtp_step(
-                        depth, ids[depth:][some], state[some], [Segment(cache, 0, n)], rowwise=start > 0
-                    )
+                    model.mtp_step(depth, ids[depth:][some], state[some], [Segment(cache, 0, n)], rowwise=start > 0)
                 )
             state = torch.cat(done)
             torch.testing.assert_close(state, whole.mtp_hidden[depth - 1][0], **CLOSE)

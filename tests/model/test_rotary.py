@@ -12,8 +12,8 @@ from cueva.model.rotary import Rotary, attention_factor, inverse_frequencies, ro
 
 # Values of DeepSeek-V3 and V2-Lite as transformers computes them, float32.
 V3_FREQUENCIES = [
-    1, 0.749894202, 0.562341332, 0.421696514, 0.316227764, 0.237137362, 0.177827939, 0.133352146, 0.100000001, 0.0749894157,
-    0.0562341288, 0.0390069261, 0.0268793628, 0.0183781441, 0.012447956, 0.0083345091, 0.00550000044, 0.00356199732,
+    1, 0.749894202, 0.562341332, 0.421696514, 0.316227764, 0.237137362, 0.177827939, 0.133352146, 0.100000001,
+    0.0749894157, 0.0562341288, 0.0390069261, 0.0268793628, 0.0183781441, 0.012447956, 0.0083345091, 0.00550000044, 0.00356199732,
     0.00224936521, 0.00137051346, 0.000790569407, 0.000414990413, 0.00017782794, 3.33380376e-05, 2.50000012e-05,
     1.87473543e-05, 1.40585325e-05, 1.05424124e-05, 7.90569447e-06, 5.9284348e-06, 4.44569832e-06, 3.33380376e-06,
 ]  # fmt: skip
@@ -21,9 +21,7 @@ V3_FREQUENCIES = [
 
 @pytest.mark.parametrize("name", ["v3-671b", "v2-lite-16b"])
 def test_yarn_frequencies_of_the_published_models_whatever_the_length(name: str) -> None:
-    torch.testing.assert_close(
-        inverse_frequencies(PRESETS[name]), torch.tensor(V3_FREQUENCIES), rtol=1e-6, atol=0.0
-    )
+    torch.testing.assert_close(inverse_frequencies(PRESETS[name]), torch.tensor(V3_FREQUENCIES), rtol=1e-6, atol=0.0)
 
 
 def test_moonlight_has_plain_frequencies() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from cueva.errors import CheckpointError, ConfigError, RunError
+from cueva.errors import CheckpointError, ConfigError, RequestError, RunError
 from cueva.model import CausalLM
 from cueva.train import RunResult, TrainConfig, run_training, saved_states
 from cueva.train.loop import SKIPPED_AT_MOST
@@ -410,6 +410,15 @@ def test_a_full_disk_while_saving_leaves_the_last_state_and_says_so(
     with pytest.raises(CheckpointError, match=r"no room to write .*step-8"):
         run(config)
     assert [path.name for path in saved_states(config.directory)] == ["step-4"]
+
+
+def test_a_sample_that_cannot_be_written_is_an_event_and_the_run_goes_on(tmp_path: Path) -> None:
+    def refuse(model: CausalLM, prompt: str) -> str:
+        raise RequestError("the prompt uses 300 positions of 256")
+
+    result, display = run(tiny_config(tmp_path, steps=2), sample=refuse)
+    assert result.step == 2
+    assert "no sample: the prompt uses 300 positions of 256" in display.events
 
 
 def test_the_first_steps_follow_from_the_seed_alone(tmp_path: Path) -> None:
