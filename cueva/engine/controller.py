@@ -26,9 +26,10 @@ DECAY: Final = 0.95
 FIRST_GUESS: Final = 0.7
 """Acceptance assumed of a draft before any was seen: hopeful, so that it is tried."""
 PROBE_EVERY: Final = 32
-"""Rounds after which one draft more than seems best is tried, in case the text has become easier; while that works, it
-is tried again at once.
-"""
+"""Rounds after which one draft more than seems best is tried, in case the text has become easier. While that works, it
+is tried again at once; each time it fails, the wait doubles."""
+PROBE_SELDOM: Final = 256
+"""The longest wait: a module that has waited must first run all the rows it missed."""
 
 
 class Costs(NamedTuple):
@@ -58,6 +59,7 @@ class DraftController:
         self.acceptance = [FIRST_GUESS] * most
         """How often draft j stays once the drafts before it did."""
         self._rounds_below = 0
+        self._wait = PROBE_EVERY
         self._probe = 0
         self._repeat = False
 
@@ -68,7 +70,7 @@ class DraftController:
         self._probe = 0
         if best < most:
             self._rounds_below += 1
-            if self._rounds_below >= PROBE_EVERY:
+            if self._rounds_below >= self._wait:
                 self._rounds_below = 0
                 self._probe = best + 1
                 # Repeating a probe that succeeds makes sense only if success can make it pay.
@@ -88,8 +90,11 @@ class DraftController:
         for place in range(min(drafted, accepted + 1, self.most)):
             stayed = 1.0 if place < accepted else 0.0
             self.acceptance[place] = DECAY * self.acceptance[place] + (1 - DECAY) * stayed
-        if self._repeat and 0 < self._probe <= accepted:
-            self._rounds_below = PROBE_EVERY
+        if self._probe:
+            stayed = accepted >= self._probe
+            self._wait = PROBE_EVERY if stayed else min(2 * self._wait, PROBE_SELDOM)
+            if stayed and self._repeat:
+                self._rounds_below = self._wait
 
 
 class Stopwatch:

@@ -91,7 +91,9 @@ class Running:
         cache = self.cache
         assert cache is not None
         self._began = time.perf_counter()
-        if self.request.draft != 0 and self.runner.depths:
+        # Where a pass has one row, verifying a draft costs as much as decoding a token: it never pays.
+        wanted = self.request.draft != 0 and (self.request.draft != "auto" or self.runner.rows > 1)
+        if wanted and self.runner.depths:
             self.chain = ModuleChain(self.runner, cache)
         prompt, chunk = self.request.prompt, self.runner.prefill_chunk
         state_ND = None

@@ -69,7 +69,9 @@ def force_drafts(
         token_id = following[0] if following else 0
         if coin.random() >= share:
             token_id = (token_id + 1) % len(logits_A)
-        return Draft(token_id, np.eye(len(logits_A))[token_id])
+        probability_A = np.zeros(len(logits_A))
+        probability_A[token_id] = 1.0
+        return Draft(token_id, probability_A)
 
     monkeypatch.setattr(running, "draw_draft", coin_draft)
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from cueva.config import PRESETS, model_config
-from cueva.engine.controller import PROBE_EVERY, Costs, DraftController, Stopwatch, nominal_costs
+from cueva.engine.controller import PROBE_EVERY, PROBE_SELDOM, Costs, DraftController, Stopwatch, nominal_costs
 
 
 def flat(draft: float) -> Costs:
@@ -22,10 +22,12 @@ def settled(acceptance: float, costs: Costs, rounds: int = 600, seed: int = 0) -
     return chosen
 
 
-def test_nothing_is_drafted_where_nothing_is_accepted_but_for_a_probe_now_and_then() -> None:
-    late = settled(0.0, flat(0.2))[200:]
-    assert set(late) == {0, 1}
-    assert sum(late) <= len(late) // PROBE_EVERY + 1
+def test_nothing_is_drafted_where_nothing_is_accepted_but_for_ever_rarer_probes() -> None:
+    chosen = settled(0.0, flat(0.2), rounds=1200)
+    assert set(chosen[100:]) == {0, 1}
+    waits = np.diff(np.flatnonzero(chosen[40:])).tolist()
+    assert waits[:2] == [4 * PROBE_EVERY, PROBE_SELDOM]
+    assert set(waits[2:]) == {PROBE_SELDOM}
 
 
 def test_as_many_as_possible_are_drafted_where_all_are_accepted() -> None:
