@@ -1,6 +1,7 @@
 """A training run put together: text, tokenizer, shards, rows, model, loop, report."""
 
 import dataclasses
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -65,10 +66,11 @@ def train(
         torch.set_num_threads(config.run.threads)
     text = run_text(config, force=force, watch=watch, say=say)
     model = _new_model(config, text.tokenizer)
+    report = _RunningReport(config.directory)
 
     def save(model: CausalLM, folder: Path) -> None:
         save_model(model, folder, tokenizer=text.tokenizer, generation=_generation(model.config))
-        write_report(config.directory)
+        report.refresh()
 
     def sample(model: CausalLM, prompt: str) -> str:
         sampling = _sampling(config, model.config, SAMPLE_TOKENS)
@@ -120,6 +122,25 @@ def token_bytes(tokenizer: Tokenizer, vocab_size: int) -> torch.Tensor:
 
 
 # --- private ----------------------------------------------------------------------------------------------------------
+
+
+class _RunningReport:
+    """The report of a run that goes on: redrawn at saves, as often as one percent of the run's time allows."""
+
+    share: Final = 0.01
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self._again = 0.0
+
+    def refresh(self) -> None:
+        """Redraw it, unless the last time was too dear to do so again this soon."""
+        began = time.monotonic()
+        if began < self._again:
+            return
+        write_report(self.directory)
+        took = time.monotonic() - began
+        self._again = began + took / self.share
 
 
 def _new_model(config: TrainConfig, tokenizer: Tokenizer) -> CausalLM:

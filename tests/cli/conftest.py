@@ -43,13 +43,11 @@ def cueva(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
     return run
 
 
-def process(words: Sequence[str | Path], cwd: Path, **options: object) -> subprocess.CompletedProcess[str]:
+def process(words: Sequence[str | Path], cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a command in a process of its own, as from a shell in the folder `cwd`."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
     command = [sys.executable, "-m", "cueva", *map(str, words)]
-    return subprocess.run(  # pyright: ignore[reportCallIssue]
-        command, cwd=cwd, env=environment, text=True, capture_output=True, timeout=240, check=False, **options
-    )
+    return subprocess.run(command, cwd=cwd, env=environment, text=True, capture_output=True, timeout=240, check=False)
 
 
 @pytest.fixture(scope="session")

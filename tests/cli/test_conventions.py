@@ -126,9 +126,10 @@ def test_offline_may_stand_anywhere_and_reaches_the_hub(cueva: Cueva, monkeypatc
     assert ran.err.startswith("cueva inspect: nobody/nothing-of-this-name was not downloaded before")
 
 
-def test_completion_scripts_are_offered() -> None:
-    done = process(["--show-completion", "bash"], Path.cwd())
-    assert "_CUEVA_COMPLETE" in done.stdout or "complete" in done.stdout
+def test_the_shell_completes_verbs(tmp_path: Path) -> None:
+    words = {"_CUEVA_COMPLETE": "complete_bash", "COMP_WORDS": "cueva ge", "COMP_CWORD": "1"}
+    assert process([], tmp_path, **words).stdout.split() == ["generate"]
+    assert "COMPREPLY" in process([], tmp_path, _CUEVA_COMPLETE="source_bash").stdout
 
 
 @pytest.mark.parametrize("verb", VERBS)
