@@ -35,7 +35,7 @@ from cueva.train.step import training_step
 
 VARIANTS = ("full", "no-mtp", "aux-loss", "unbalanced", "dense")
 LAST_STEPS = 50
-EVALUATED_TOKENS = 50_000
+EVALUATED_TOKENS = 25_000
 
 
 def settings_of(variant: str, base: TrainConfig, seconds: float) -> TrainConfig:

@@ -95,6 +95,7 @@ class DraftController:
             self._wait = PROBE_EVERY if stayed else min(2 * self._wait, PROBE_SELDOM)
             if stayed and self._repeat:
                 self._rounds_below = self._wait
+            self._probe = 0  # of several sequences that probe together, the first decides
 
 
 class Stopwatch:

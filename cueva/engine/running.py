@@ -80,6 +80,11 @@ class Running:
         return self.request.cancel is not None and self.request.cancel()
 
     @property
+    def shares_controller(self) -> bool:
+        """Whether it drafts as many tokens as the engine finds best by the clock: a greedy request with "auto"."""
+        return self.request.draft == "auto" and self.controller is None and self.chain is not None
+
+    @property
     def draft_limit(self) -> int:
         """Drafts that can still be of use: a round gives one token more than it drafts."""
         return 0 if self.chain is None else self.request.max_new_tokens - len(self.answer) - 1
@@ -90,7 +95,7 @@ class Running:
         """Run the prompt, chunk by chunk, and decide the first token from its last row. The cache must be there."""
         cache = self.cache
         assert cache is not None
-        self._began = time.perf_counter()
+        self._began = self._first = self._last = time.perf_counter()
         # Where a pass has one row, verifying a draft costs as much as decoding a token: it never pays.
         wanted = self.request.draft != 0 and (self.request.draft != "auto" or self.runner.rows > 1)
         if wanted and self.runner.depths:

@@ -38,14 +38,17 @@ class DraftPlan:
 
     def counts(self, active: list[Running]) -> list[int]:
         """Choose for every sequence."""
-        together = [one for one in active if one.request.draft == "auto" and one.controller is None and one.chain]
-        chosen = {id(one): self._alone(one) for one in active if not any(one is other for other in together)}
-        if together:
-            others = sum(1 + count for count in chosen.values())
-            limit = max(one.draft_limit for one in together)
-            common = self.shared.choose(self._costs(len(together), others), limit)
-            chosen |= {id(one): min(common, one.draft_limit) for one in together}
-        return [chosen[id(one)] for one in active]
+        sharing = [one for one in active if one.shares_controller]
+        common = 0
+        counts = [0 if one.shares_controller else self._alone(one) for one in active]
+        if sharing:
+            others = sum(counts) + len(active) - len(sharing)
+            limit = max(one.draft_limit for one in sharing)
+            common = self.shared.choose(self._costs(len(sharing), others), limit)
+        return [
+            min(common, one.draft_limit) if one.shares_controller else count
+            for one, count in zip(active, counts, strict=True)
+        ]
 
     def _alone(self, one: Running) -> int:
         if one.controller is not None:
@@ -68,7 +71,7 @@ class DraftPlan:
 
     def observe(self, one: Running, drafted: int, accepted: int) -> None:
         """Take note of what became of a sequence's drafts."""
-        controller = one.controller or (self.shared if one.request.draft == "auto" else None)
+        controller = self.shared if one.shares_controller else one.controller
         if controller is not None and drafted:
             controller.observe(drafted, accepted)
 

@@ -333,8 +333,16 @@ def test_a_cancelled_request_ends_with_what_it_has(engine: Engine) -> None:
 
 
 def test_a_request_cancelled_before_its_first_token_is_an_empty_answer(engine: Engine) -> None:
-    answer = engine.generate([[5] * 100], greedy(20), cancel=lambda: True)[0]
+    asked: list[bool] = []
+
+    def after_the_first_chunk() -> bool:
+        asked.append(True)
+        return len(asked) > 2
+
+    answer = engine.generate([[5] * 100], greedy(20), cancel=after_the_first_chunk)[0]
     assert (answer.text, answer.token_ids, answer.finish_reason, answer.logprobs) == ("", (), "cancelled", None)
+    assert len(asked) == 3
+    assert answer.stats.prefill_seconds == answer.stats.decode_seconds == 0
     assert [p.finish_reason for p in engine.stream("abc", greedy(9), cancel=lambda: True)] == ["cancelled"]
 
 
