@@ -7,6 +7,7 @@ the defaults say why. The run is an ordinary one: `cueva train --config runs/qui
 import json
 import os
 import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -178,7 +179,7 @@ def _facts(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _together(loads: list[dict[str, Any]]) -> float | None:
+def _together(loads: Sequence[Mapping[str, Any]]) -> float | None:
     """MaxVio of the worst gate over the loads of several steps; None without gates."""
     if not loads:
         return None

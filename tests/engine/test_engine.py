@@ -200,6 +200,17 @@ def test_auto_stops_drafting_when_it_does_not_pay_and_greedy_text_stays() -> Non
     assert sum(answer.stats.drafted) < 35
 
 
+def test_a_sampled_request_learns_from_its_own_drafts_and_teaches_no_other() -> None:
+    engine = Engine(tiny_model(num_hidden_layers=5, n_routed_experts=None), prefill_chunk=8)
+    before = list(engine._plan.shared.acceptance)
+    hot = Sampling(max_new_tokens=80, temperature=1.0, ignore_eos=True, seed=1)
+    first, second = engine.generate([[1, 2, 3]] * 2, hot, draft="auto")
+    assert said([first]) == said([second])
+    # At first two a round, by the hopeful guess; the guess alone would make it more than a hundred.
+    assert 10 < sum(first.stats.drafted) < 90
+    assert engine._plan.shared.acceptance == before
+
+
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
@@ -245,6 +256,19 @@ def test_chat_uses_the_tokenizers_template(engine: Engine) -> None:
     wanted = engine.generate([engine.tokenizer.encode_chat(messages)], greedy(6))[0]  # type: ignore[union-attr]
     assert said([engine.chat(messages, greedy(6))]) == said([wanted])
     assert "".join(piece.text for piece in engine.chat_stream(messages, greedy(6))) == wanted.text
+
+
+def test_the_projects_own_tokenizer_fits() -> None:
+    from cueva.text import Tokenizer
+
+    tokenizer = Tokenizer.train(["def f(x):\n    return x + 1\n"] * 50, vocab_size=288)
+    engine = Engine(tiny_model(num_hidden_layers=1), tokenizer, prefill_chunk=16)
+    answer = engine.generate(["def "], greedy(30))[0]
+    prompt = tokenizer.encode("def ", bos=True)
+    assert tokenizer.decode([*prompt, *answer.token_ids]) == "def " + answer.text
+    assert max(answer.token_ids) < tokenizer.size
+    assert engine.defaults.eos_ids == set(tokenizer.eos_ids)
+    assert engine.chat([{"role": "user", "content": "hi"}], greedy(4)).stats.new_tokens == 4
 
 
 def test_scores_are_those_of_the_whole_pass(engine: Engine) -> None:
