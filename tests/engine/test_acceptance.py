@@ -203,7 +203,7 @@ MISTAKES = {
 
 SAMPLED = Sampling(max_new_tokens=4, temperature=0.5, ignore_eos=True)
 START = [3, 1, 4, 1, 5]
-SAMPLES = 1000
+SAMPLES = 800
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cueva.config import PRESETS
 from cueva.errors import RunError
 from cueva.study.records import column, columns, number, read_model_config, read_records, read_settings
 from tests.study.synthetic import make_run
@@ -82,7 +83,7 @@ def test_the_shape_comes_from_the_model_and_before_the_first_save_from_the_setti
     (run / "model" / "config.json").write_text("{damaged", encoding="utf-8")
     asked = read_model_config(run, read_settings(run)[1])
     assert asked is not None
-    assert asked.num_hidden_layers == 5, "the preset of config.toml"
+    assert asked == PRESETS["pocket"], "the preset of config.toml"
     assert read_model_config(run, {}) is None
     assert read_model_config(run, {"model": {"preset": "no such"}, "run": {"steps": 1}}) is None
 
