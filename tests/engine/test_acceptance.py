@@ -271,7 +271,7 @@ def test_the_engines_answers_follow_the_models_own_distribution(
     ("mistake", "samples"),
     [
         (accepts_by_the_drafts_own_probability, SAMPLES // 2),
-        (forgets_the_residual, SAMPLES),
+        (forgets_the_residual, SAMPLES * 3 // 2),
         (drafts_the_likeliest_and_claims_to_have_drawn, SAMPLES // 2),
     ],
 )
