@@ -15,7 +15,7 @@ def quickstart(
     folder: Annotated[str, typer.Option(help="Where the run lives.")] = "runs/quickstart",
     minutes: Annotated[
         float, typer.Option(help="Minutes of training; reading, measuring and the report come on top.")
-    ] = 4.0,
+    ] = 3.5,
     seed: Annotated[int, typer.Option(help="Of the weights, the order of the text, and the samples.", min=0)] = 0,
     preset: Annotated[
         str, typer.Option(help="Shape of the model; pocket has about ten million parameters.")
