@@ -4,8 +4,35 @@ from typing import Any
 
 import torch
 
-from cueva.config import ModelConfig, model_config
+from cueva.config import ModelConfig, RopeScaling, model_config
 from cueva.model import CausalLM
+
+# The model of the known numbers: every mechanism of the family, weights by a formula, no download.
+GOLDEN_CONFIG = ModelConfig(
+    vocab_size=97,
+    hidden_size=32,
+    intermediate_size=48,
+    moe_intermediate_size=16,
+    num_hidden_layers=3,
+    num_nextn_predict_layers=1,
+    num_attention_heads=4,
+    q_lora_rank=24,
+    kv_lora_rank=16,
+    qk_nope_head_dim=8,
+    qk_rope_head_dim=8,
+    v_head_dim=8,
+    n_routed_experts=16,
+    n_shared_experts=1,
+    num_experts_per_tok=4,
+    n_group=4,
+    topk_group=2,
+    first_k_dense_replace=1,
+    routed_scaling_factor=2.5,
+    max_position_embeddings=64,
+    rope_scaling=RopeScaling(
+        factor=4.0, original_max_position_embeddings=16, beta_fast=32, beta_slow=1, mscale=1.0, mscale_all_dim=1.0
+    ),
+)
 
 
 def tiny_model(config: ModelConfig | None = None, *, seed: int = 0, std: float = 0.3, **changes: Any) -> CausalLM:

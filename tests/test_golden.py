@@ -17,36 +17,12 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from cueva.checkpoint import config_dict, inventory, load_model
-from cueva.config import PRESETS, ModelConfig, RopeScaling
+from cueva.config import PRESETS
 from cueva.model import CausalLM, States, inverse_frequencies, softmax_scale
 from cueva.train.balance import apply_balance, max_violation, sequence_loss
+from tests.builders import GOLDEN_CONFIG as CONFIG
 from tests.checkpoint.folders import no_warnings
 
-CONFIG = ModelConfig(
-    vocab_size=97,
-    hidden_size=32,
-    intermediate_size=48,
-    moe_intermediate_size=16,
-    num_hidden_layers=3,
-    num_nextn_predict_layers=1,
-    num_attention_heads=4,
-    q_lora_rank=24,
-    kv_lora_rank=16,
-    qk_nope_head_dim=8,
-    qk_rope_head_dim=8,
-    v_head_dim=8,
-    n_routed_experts=16,
-    n_shared_experts=1,
-    num_experts_per_tok=4,
-    n_group=4,
-    topk_group=2,
-    first_k_dense_replace=1,
-    routed_scaling_factor=2.5,
-    max_position_embeddings=64,
-    rope_scaling=RopeScaling(
-        factor=4.0, original_max_position_embeddings=16, beta_fast=32, beta_slow=1, mscale=1.0, mscale_all_dim=1.0
-    ),
-)
 IDS = torch.tensor([[(7 * i * i + 3 * i + 1) % 97 for i in range(24)]])
 
 

@@ -5,14 +5,13 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cueva.config import ModelConfig, RopeScaling
 from cueva.errors import ShapeError
 from cueva.kernels.route import Routing, route
 from cueva.model import CausalLM
 from cueva.train import Batch, apply_balance, bias_step, max_violation, sequence_loss, training_step
 from cueva.train.optimizer import build_optimizer
 from cueva.train.settings import OptimizerSettings
-from tests.builders import random_ids, tiny_model
+from tests.builders import GOLDEN_CONFIG, random_ids, tiny_model
 from tests.train.harness import dials_of, packed_batch
 
 LOADS = st.lists(st.integers(0, 2**40), min_size=1, max_size=9)
@@ -148,31 +147,7 @@ def golden_model() -> CausalLM:
 
     The numbers below were computed with `transformers` 5.24 and with an independent implementation of the report.
     """
-    config = ModelConfig(
-        vocab_size=97,
-        hidden_size=32,
-        intermediate_size=48,
-        moe_intermediate_size=16,
-        num_hidden_layers=3,
-        num_nextn_predict_layers=1,
-        num_attention_heads=4,
-        q_lora_rank=24,
-        kv_lora_rank=16,
-        qk_nope_head_dim=8,
-        qk_rope_head_dim=8,
-        v_head_dim=8,
-        n_routed_experts=16,
-        n_shared_experts=1,
-        num_experts_per_tok=4,
-        n_group=4,
-        topk_group=2,
-        routed_scaling_factor=2.5,
-        first_k_dense_replace=1,
-        max_position_embeddings=64,
-        rope_scaling=RopeScaling(
-            factor=4, original_max_position_embeddings=16, mscale=1.0, mscale_all_dim=1.0, beta_fast=32, beta_slow=1
-        ),
-    )
+    config = GOLDEN_CONFIG
     model = CausalLM(config)
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
