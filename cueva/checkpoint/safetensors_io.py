@@ -36,6 +36,7 @@ class StoredFolder:
         self.notes: list[str] = []
         self._open: dict[Path, io.FileIO] = {}
         self._maps: dict[Path, Tensor] = {}
+        self._mapped: dict[Path, mmap.mmap] = {}
         self._closing = ExitStack()
 
     def __enter__(self) -> "StoredFolder":
@@ -48,6 +49,7 @@ class StoredFolder:
         """Close the files. Mapped tensors keep their own hold on the data."""
         self._closing.close()
         self._maps.clear()
+        self._mapped.clear()
 
     @property
     def files(self) -> list[Path]:
@@ -79,12 +81,26 @@ class StoredFolder:
                 mapped = mmap.mmap(self._open[stored.file].fileno(), 0, access=mmap.ACCESS_COPY)
             except (OSError, ValueError) as error:
                 raise CheckpointError(f"cannot map {stored.file} into memory: {error}") from error
+            self._mapped[stored.file] = mapped
             self._maps[stored.file] = torch.frombuffer(mapped, dtype=torch.uint8)
         raw = self._maps[stored.file][stored.start : stored.stop]
         if stored.start % stored.dtype.itemsize:
             # Written by a careless tool: only a copy can be viewed as wider values.
             raw = raw.clone()
         return raw.view(stored.dtype).view(stored.shape)
+
+    def forget(self, name: str) -> None:
+        """Give the pages of a mapped tensor back to the system. Only for views that nobody wrote to:
+        they stay valid and read the file again."""
+        stored = self.tensors[name]
+        mapped = self._mapped.get(stored.file)
+        if mapped is None or not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        # Whole pages only; the one that this tensor shares with the next goes with the next.
+        first = -(-stored.start // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = stored.stop // mmap.PAGESIZE * mmap.PAGESIZE - first
+        if length > 0:
+            mapped.madvise(mmap.MADV_DONTNEED, first, length)
 
     def read(self, name: str) -> Tensor:
         """Read a tensor into memory of its own."""

@@ -17,7 +17,7 @@ using cueva::kChunkRows;
 using cueva::kPageRows;
 
 // Queries of the heads that this thread owns: the key up-projection moves onto them, and they take their lanes.
-static void absorb_queries(const Layer& layer, const Batch& batch, State& st, const Team& team) {
+CUEVA_PHASE absorb_queries(const Layer& layer, const Batch& batch, State& st, const Team& team) {
     const cueva::Attention& a = layer.attention;
     const Range heads = team.share(a.heads);
     const int64_t X = a.latent + a.rope;
@@ -100,7 +100,7 @@ static void attend_chunk(const Model& model, const cueva::Attention& a, const Se
 
 static inline Mixture mixture_at(float* memory) { return {memory, memory + 16, memory + 32}; }
 
-static void attend_absorbed(const Model& model, const Layer& layer, int64_t layer_place, const Batch& batch, State& st,
+CUEVA_PHASE attend_absorbed(const Model& model, const Layer& layer, int64_t layer_place, const Batch& batch, State& st,
                             const Team& team) {
     const cueva::Attention& a = layer.attention;
     const int64_t X = a.latent + a.rope, part_floats = (a.latent + 2) * 16;

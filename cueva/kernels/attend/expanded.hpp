@@ -26,7 +26,7 @@ static void turn_key_up(const Matrix& k_up, int64_t nope, int64_t latent, float*
         }
 }
 
-static void attend_expanded(const Model& model, const Layer& layer, int64_t layer_place, const Batch& batch, State& st,
+CUEVA_PHASE attend_expanded(const Model& model, const Layer& layer, int64_t layer_place, const Batch& batch, State& st,
                             const Team& team) {
     const cueva::Attention& a = layer.attention;
     const int64_t C = a.latent, X = C + a.rope, head_width = a.nope + a.rope;

@@ -24,7 +24,7 @@ static void gate_up(const cueva::FeedForward& ffn, const Operand& x, const RowLi
 }
 
 // Router logits of every row, and the dense or shared half up to its activations: one phase, one list of tiles.
-static void score_and_gate(const Layer& layer, const Batch& batch, State& st, const Team& team) {
+CUEVA_PHASE score_and_gate(const Layer& layer, const Batch& batch, State& st, const Team& team) {
     float* scratch = reinterpret_cast<float*>(st.scratch[team.thread]);
     const RowList list = {st.identity, batch.decode_rows, st.T};
     const int64_t dense_tiles = (layer.dense.inner + 15) / 16;
@@ -36,7 +36,7 @@ static void score_and_gate(const Layer& layer, const Batch& batch, State& st, co
     gate_up(layer.dense, st.width_op, list, st.act_TF, st.inner_stride, within(mine, router_tiles, dense_tiles), scratch);
 }
 
-static void choose_experts(const Layer& layer, const Batch& batch, State& st, const Team& team, int32_t* routes) {
+CUEVA_PHASE choose_experts(const Layer& layer, const Batch& batch, State& st, const Team& team, int32_t* routes) {
     const cueva::Router& router = layer.router;
     const int64_t stride = round_up(router.experts, 16), K = router.chosen;
     const bool alone = st.T <= 8;  // so few rows are not worth a barrier
@@ -52,7 +52,7 @@ static void choose_experts(const Layer& layer, const Batch& batch, State& st, co
 }
 
 // Gate and up of every chosen expert; threads share the tiles by the work they mean.
-static void gate_experts(const Layer& layer, State& st, const Team& team) {
+CUEVA_PHASE gate_experts(const Layer& layer, State& st, const Team& team) {
     float* scratch = reinterpret_cast<float*>(st.scratch[team.thread]);
     const int64_t experts = layer.router.experts;
     const ExpertRows& of = st.rows_of;
@@ -82,7 +82,7 @@ static void gate_experts(const Layer& layer, State& st, const Team& team) {
 }
 
 // Activations of all experts as the down projections want them.
-static void prepare_inner(const Layer& layer, const Batch& batch, State& st, const Team& team) {
+CUEVA_PHASE prepare_inner(const Layer& layer, const Batch& batch, State& st, const Team& team) {
     if (layer.routed) {
         const ExpertRows& of = st.rows_of;
         const Range slots = team.share(of.first[layer.router.experts]);
@@ -100,7 +100,7 @@ static void prepare_inner(const Layer& layer, const Batch& batch, State& st, con
 }
 
 // Each thread owns columns of the stream, so the sum over experts needs neither a reduction nor a barrier.
-static void add_experts(const Model& model, const Layer& layer, const Batch& batch, State& st, const Team& team) {
+CUEVA_PHASE add_experts(const Model& model, const Layer& layer, const Batch& batch, State& st, const Team& team) {
     float* scratch = reinterpret_cast<float*>(st.scratch[team.thread]);
     const Range tiles = team.share((model.width + 15) / 16);
     const int64_t stride = st.width_stride;

@@ -37,7 +37,15 @@ class PackedMatrix:
     """
 
     def __init__(
-        self, format: str, rows: int, columns: int, *, count: int = 1, turns: int = 1, isa: str | None = None, threads: int
+        self,
+        format: str,
+        rows: int,
+        columns: int,
+        *,
+        count: int = 1,
+        turns: int = 1,
+        isa: str | None = None,
+        threads: int,
     ):
         """Make room; `fill` brings the weights.
 
@@ -127,7 +135,14 @@ class PackedMatrix:
         self._pack(index, part, 0, raw_OY.contiguous(), -1)
 
     def fill_fp8(
-        self, code_OI: Tensor, scale_GJ: Tensor, index: int = 0, part: int = 0, *, scale_row: int = 0, scale_column: int = 0
+        self,
+        code_OI: Tensor,
+        scale_GJ: Tensor,
+        index: int = 0,
+        part: int = 0,
+        *,
+        scale_row: int = 0,
+        scale_column: int = 0,
     ) -> None:
         """Store one matrix from E4M3 codes and their 128 x 128 scales, to the bit.
 
@@ -177,6 +192,13 @@ class PackedMatrix:
         self.native.unpack(index, out_OI.data_ptr())
         return out_OI
 
+    def unpack_rows(self, ids: Tensor) -> Tensor:
+        """Return some rows of the first matrix, float32 (len(ids), I); `ids` is int64 and ascending."""
+        ids = ids.to(torch.int64).contiguous()
+        out_OI = torch.empty(len(ids), self.columns)
+        self.native.unpack_rows(0, ids.data_ptr(), len(ids), out_OI.data_ptr())
+        return out_OI
+
     def linear(self, x_TI: Tensor, index: int = 0, *, prefill: bool = False, threads: int = 1) -> Tensor:
         """Multiply: float32 (T, I) to (T, O), as a decode step does it or as a prompt does."""
         if x_TI.dim() != 2 or x_TI.shape[1] != self.columns:
@@ -198,7 +220,13 @@ class PackedMatrix:
         quant.check_rows(rows_OI, block)
         raw_OY = torch.empty(len(rows_OI), block.row_bytes(self.columns), dtype=torch.uint8)
         self._module.quantise(
-            self.isa, FORMATS[self.format], rows_OI.data_ptr(), len(rows_OI), self.columns, raw_OY.data_ptr(), self._threads
+            self.isa,
+            FORMATS[self.format],
+            rows_OI.data_ptr(),
+            len(rows_OI),
+            self.columns,
+            raw_OY.data_ptr(),
+            self._threads,
         )
         return raw_OY
 

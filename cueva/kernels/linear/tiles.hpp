@@ -21,6 +21,7 @@
 
 #include "../native/plan.hpp"
 #include "../native/simd.hpp"
+#include "../native/turn.hpp"
 
 namespace CUEVA_ISA {
 
@@ -65,23 +66,59 @@ static inline float source_value(int source, const uint8_t* at) {
     return source == 1 ? bf16_to_float(bits) : half_to_float(bits);
 }
 
-// Sixteen rows of a dense source. A row may be absent (beyond the last): zeros.
+// 32 columns of one row as float32 or bf16 bits, zeros beyond `there`.
+static inline void take_columns(Format format, int source, const uint8_t* in, int64_t column_stride, int64_t there,
+                                uint32_t* out) {
+    const bool wide = format == Format::f32;
+    if (there < 32) memset(out, 0, wide ? 128 : 64);
+    uint16_t* halves = reinterpret_cast<uint16_t*>(out);
+    if (column_stride == (source == 0 ? 4 : 2)) {  // neighbours in memory: whole blocks at once
+        if (source == 0 && wide) {
+            memcpy(out, in, there * 4);
+            return;
+        }
+        if (source == 1 && !wide) {  // bf16 to bf16: bits as they are
+            memcpy(out, in, there * 2);
+            return;
+        }
+        if (source == 0) {
+            float values[32] = {};
+            memcpy(values, in, there * 4);
+            for (int k = 0; k < 32; ++k) halves[k] = float_to_bf16(values[k]);
+            return;
+        }
+    }
+    for (int64_t k = 0; k < there; ++k) {
+        const uint8_t* at = in + k * column_stride;
+        const float value = source_value(source, at);
+        if (wide)
+            memcpy(out + k, &value, 4);
+        else if (source == 1)
+            memcpy(halves + k, at, 2);
+        else
+            halves[k] = float_to_bf16(value);
+    }
+}
+
+// Sixteen rows of a dense source; rows beyond `present` are zeros. 32 columns at a time, turned in the first cache.
 static void pack_dense_tile(Format format, int source, const uint8_t* from, int64_t row_stride, int64_t column_stride,
                             int64_t present, int64_t columns, uint8_t* out) {
-    memset(out, 0, tile_bytes(format, columns));
-    for (int64_t row = 0; row < present; ++row) {
-        const uint8_t* in = from + row * row_stride;
-        if (format == Format::f32) {
-            float* to = reinterpret_cast<float*>(out) + row;
-            for (int64_t k = 0; k < columns; ++k) to[k * 16] = source_value(source, in + k * column_stride);
-        } else if (source == 1) {  // bf16 to bf16: bits as they are
-            uint16_t* to = reinterpret_cast<uint16_t*>(out) + row * 2;
-            for (int64_t k = 0; k < columns; ++k) memcpy(to + (k / 2) * 32 + (k & 1), in + k * column_stride, 2);
-        } else {
-            uint16_t* to = reinterpret_cast<uint16_t*>(out) + row * 2;
-            for (int64_t k = 0; k < columns; ++k)
-                to[(k / 2) * 32 + (k & 1)] = float_to_bf16(source_value(source, in + k * column_stride));
-        }
+    const int words = format == Format::f32 ? 32 : 16;
+    alignas(64) uint32_t block[16][32] = {};
+    uint32_t* to = reinterpret_cast<uint32_t*>(out);
+    const bool as_is = present == 16 && row_stride % 4 == 0
+                       && ((source == 1 && format == Format::bf16 && column_stride == 2)
+                           || (source == 0 && format == Format::f32 && column_stride == 4));
+    int64_t k0 = 0;
+    if (as_is)
+        for (; k0 + 32 <= columns; k0 += 32, to += words * 16)
+            for (int word = 0; word < words; word += 16)
+                turn16(reinterpret_cast<const uint32_t*>(from + k0 * column_stride) + word, row_stride / 4, to + word * 16);
+    for (; k0 < columns; k0 += 32, to += words * 16) {
+        const int64_t there = columns - k0 < 32 ? columns - k0 : 32;
+        for (int64_t row = 0; row < present; ++row)
+            take_columns(format, source, from + row * row_stride + k0 * column_stride, column_stride, there, block[row]);
+        for (int word = 0; word < words; word += 16) turn16(block[0] + word, 32, to + word * 16);
     }
 }
 
@@ -93,21 +130,20 @@ static void pack_fp8_tile(const uint8_t* codes, int64_t row_stride, int64_t colu
         const int64_t width = padded - k0 < kFp8Block ? padded - k0 : kFp8Block;
         float* scale = reinterpret_cast<float*>(out);
         uint8_t* to = out + 64;
-        for (int64_t row = 0; row < 16; ++row) {
-            const bool there = row < present && k0 < columns;
-            scale[row] = there ? 256.0f * scales[(first_row + row) / kFp8Block * scale_stride
-                                                 + (first_column + k0) / kFp8Block]
-                               : 0.0f;
-            for (int64_t k = 0; k < width; ++k)
-                to[k * 16 + row] = there && k0 + k < columns ? codes[row * row_stride + (k0 + k) * column_stride] : 0;
+        memset(to, 0, width * 16);
+        for (int64_t row = 0; row < 16; ++row)
+            scale[row] = row < present && k0 < columns
+                             ? 256.0f * scales[(first_row + row) / kFp8Block * scale_stride
+                                               + (first_column + k0) / kFp8Block]
+                             : 0.0f;
+        const int64_t there = columns - k0 < width ? columns - k0 : width;
+        for (int64_t k1 = 0; k1 < there; k1 += 16) {  // 16 x 16 codes at a time, so that lines are read once
+            const int64_t end = there - k1 < 16 ? there : k1 + 16;
+            for (int64_t row = 0; row < present; ++row)
+                for (int64_t k = k1; k < end; ++k) to[k * 16 + row] = codes[row * row_stride + (k0 + k) * column_stride];
         }
         out += 64 + width * 16;
     }
-}
-
-// Where the four bits of column k (0 .. 31) of a row go: byte (k / 8) * 64 + row * 4 + k % 4, half (k / 4) % 2.
-static inline void put_nibble(uint8_t* vectors, int64_t row, int64_t k, int value) {
-    vectors[(k / 8) * 64 + row * 4 + k % 4] |= static_cast<uint8_t>(value << ((k / 4) % 2 * 4));
 }
 
 // The 6-bit scale and min of part j of a Q4_K super-block: bytes 0-3 hold scales 0-3 and the top bits of 4-7, bytes 4-7
@@ -122,9 +158,13 @@ static inline void q4_k_scale_min(const uint8_t* packed, int j, uint8_t* scale, 
     }
 }
 
-// Sixteen rows of GGUF blocks.
+static inline uint32_t dword(const uint8_t* at) { uint32_t v; memcpy(&v, at, 4); return v; }
+static inline void put_dword(uint8_t* at, uint32_t value) { memcpy(at, &value, 4); }
+
+// Sixteen rows of GGUF blocks. Bits move four columns at a time: a dword is four bytes of one row.
 static void pack_block_tile(Format format, const uint8_t* from, int64_t row_stride, int64_t present, int64_t columns,
                             uint8_t* out) {
+    constexpr uint32_t kLow = 0x0f0f0f0fu, kHigh = 0xf0f0f0f0u;
     memset(out, 0, tile_bytes(format, columns));
     for (int64_t row = 0; row < present; ++row) {
         const uint8_t* in = from + row * row_stride;
@@ -132,15 +172,17 @@ static void pack_block_tile(Format format, const uint8_t* from, int64_t row_stri
             for (int64_t b = 0; b < columns / 32; ++b, in += 34) {
                 uint8_t* to = out + b * kQ8Bytes;
                 memcpy(to + row * 2, in, 2);
-                for (int64_t k = 0; k < 32; ++k) to[32 + (k / 4) * 64 + row * 4 + k % 4] = in[2 + k];
+                for (int64_t quad = 0; quad < 8; ++quad) memcpy(to + 32 + quad * 64 + row * 4, in + 2 + quad * 4, 4);
             }
         } else if (format == Format::q4_0) {
+            // Columns 0-15 are the low halves of 16 bytes, 16-31 the high ones.
             for (int64_t b = 0; b < columns / 32; ++b, in += 18) {
                 uint8_t* to = out + b * kQ4Bytes;
                 memcpy(to + row * 2, in, 2);
-                for (int64_t k = 0; k < 16; ++k) {
-                    put_nibble(to + 32, row, k, in[2 + k] & 15);
-                    put_nibble(to + 32, row, k + 16, in[2 + k] >> 4);
+                for (int pair = 0; pair < 2; ++pair) {
+                    const uint32_t first = dword(in + 2 + pair * 8), second = dword(in + 2 + pair * 8 + 4);
+                    put_dword(to + 32 + pair * 64 + row * 4, (first & kLow) | (second & kLow) << 4);
+                    put_dword(to + 32 + (pair + 2) * 64 + row * 4, (first >> 4 & kLow) | (second & kHigh));
                 }
             }
         } else if (format == Format::q4_k) {
@@ -152,7 +194,11 @@ static void pack_block_tile(Format format, const uint8_t* from, int64_t row_stri
                     uint8_t* part = to + 64 + j * kQ4KPart;
                     q4_k_scale_min(in + 4, j, part + row, part + 16 + row);
                     const uint8_t* quants = in + 16 + (j / 2) * 32;
-                    for (int64_t k = 0; k < 32; ++k) put_nibble(part + 32, row, k, quants[k] >> (j % 2 * 4) & 15);
+                    for (int v = 0; v < 4; ++v) {
+                        const uint32_t first = dword(quants + v * 8), second = dword(quants + v * 8 + 4);
+                        put_dword(part + 32 + v * 64 + row * 4, j % 2 ? (first >> 4 & kLow) | (second & kHigh)
+                                                                      : (first & kLow) | (second & kLow) << 4);
+                    }
                 }
             }
         } else {
@@ -166,10 +212,16 @@ static void pack_block_tile(Format format, const uint8_t* from, int64_t row_stri
                     // 128 columns share 64 bytes of low halves and 32 of high bits; j % 4 says which quarter we are in.
                     const uint8_t* low = in + (j / 4) * 64 + (j % 2) * 32;
                     const uint8_t* high = in + 128 + (j / 4) * 32;
-                    for (int64_t k = 0; k < 32; ++k) {
-                        put_nibble(part + 32, row, k, low[k] >> (j % 4 / 2 * 4) & 15);
-                        const int two = high[k] >> (j % 4 * 2) & 3;
-                        part[32 + 256 + (k / 16) * 64 + row * 4 + k % 4] |= static_cast<uint8_t>(two << (k % 16 / 4 * 2));
+                    for (int v = 0; v < 4; ++v) {
+                        const uint32_t first = dword(low + v * 8), second = dword(low + v * 8 + 4);
+                        put_dword(part + 32 + v * 64 + row * 4, j % 4 / 2 ? (first >> 4 & kLow) | (second & kHigh)
+                                                                          : (first & kLow) | (second & kLow) << 4);
+                    }
+                    for (int half = 0; half < 2; ++half) {
+                        uint32_t bits_of_16 = 0;
+                        for (int quad = 0; quad < 4; ++quad)
+                            bits_of_16 |= (dword(high + half * 16 + quad * 4) >> (j % 4 * 2) & 0x03030303u) << (quad * 2);
+                        put_dword(part + 32 + 256 + half * 64 + row * 4, bits_of_16);
                     }
                 }
             }

@@ -86,6 +86,27 @@ public:
         nb::gil_scoped_release free;
         kernels_->unpack(matrices_.at(index), reinterpret_cast<float*>(out), matrices_.at(index).columns);
     }
+    // Some rows of a matrix as float32; `ids` ascending, so that a tile is widened once.
+    void unpack_rows(int64_t index, uintptr_t ids, int64_t count, uintptr_t out) const {
+        nb::gil_scoped_release free;
+        const Matrix& m = matrices_.at(index);
+        const int64_t* id = reinterpret_cast<const int64_t*>(ids);
+        std::vector<float> sixteen(kTileRows * m.columns);
+        int64_t held = -1;
+        for (int64_t i = 0; i < count; ++i) {
+            const int64_t tile = id[i] / kTileRows;
+            if (id[i] < 0 || id[i] >= m.rows) throw std::invalid_argument("a row outside the matrix");
+            if (tile != held) {
+                Matrix one = m;
+                one.data += tile * m.tile_bytes;
+                one.rows = m.rows - tile * kTileRows < kTileRows ? m.rows - tile * kTileRows : kTileRows;
+                kernels_->unpack(one, sixteen.data(), m.columns);
+                held = tile;
+            }
+            memcpy(reinterpret_cast<float*>(out) + i * m.columns, sixteen.data() + id[i] % kTileRows * m.columns,
+                   m.columns * 4);
+        }
+    }
     void linear(int64_t index, uintptr_t x, int64_t rows, bool prefill, uintptr_t out, int threads) const {
         nb::gil_scoped_release free;
         const Matrix& m = matrices_.at(index);
@@ -260,6 +281,8 @@ public:
         kernels_->step(model_, batch, memory_.reserve(bytes), threads);
     }
 
+    // Fill the workspace with NaN: what a step reads it must have written, and a test holds it to that.
+    void poison() { if (memory_.bytes()) memset(memory_.data(), 0xff, memory_.bytes()); }
     void set_expand_factor(float factor) { model_.expand_factor = factor; }
     int64_t page_bytes() const { return model_.page_bytes(); }
     const char* isa() const { return kernels_->name; }
@@ -324,6 +347,7 @@ NB_MODULE(_native, m) {
         .def("pack", &Matrices::pack)
         .def("set_bias", &Matrices::set_bias)
         .def("unpack", &Matrices::unpack)
+        .def("unpack_rows", &Matrices::unpack_rows)
         .def("linear", &Matrices::linear)
         .def_prop_ro("bytes", &Matrices::bytes);
     nb::class_<PagePool>(m, "PagePool")
@@ -343,6 +367,7 @@ NB_MODULE(_native, m) {
         .def("step", &Plan::step, nb::arg("depth"), nb::arg("segments"), nb::arg("rows"), nb::arg("decode_rows"),
              nb::arg("ids"), nb::arg("state"), nb::arg("out"), nb::arg("head_rows"), nb::arg("head_count"),
              nb::arg("head").none(), nb::arg("logits"), nb::arg("routes"), nb::arg("threads"))
+        .def("poison", &Plan::poison)
         .def("set_expand_factor", &Plan::set_expand_factor)
         .def_prop_ro("page_bytes", &Plan::page_bytes)
         .def_prop_ro("workspace_bytes", &Plan::workspace_bytes)

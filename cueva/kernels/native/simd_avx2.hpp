@@ -75,11 +75,12 @@ static inline F32x16 load_f16(const uint8_t* p) {
 // 16 e4m3 codes, times 2^-8: the bits of a half whose exponent is biased by 15 instead of 7. Exact, subnormals too; the
 // two NaN codes become 480 * 2^-8 and must be refused before.
 static inline F32x16 load_e4m3(const uint8_t* p) {
-    const __m256i wide = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-    const __m256i sign = _mm256_slli_epi16(_mm256_and_si256(wide, _mm256_set1_epi16(0x80)), 8);
-    const __m256i rest = _mm256_slli_epi16(_mm256_and_si256(wide, _mm256_set1_epi16(0x7f)), 7);
-    const __m256i half = _mm256_or_si256(sign, rest);
-    return {_mm256_cvtph_ps(_mm256_castsi256_si128(half)), _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1))};
+    const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), none = _mm_setzero_si128();
+    // seeeemmm in a high byte; one place to the right the sign is there twice, and its second copy has to go.
+    const __m128i keep = _mm_set1_epi16(static_cast<short>(0xbfff));
+    const __m128i low = _mm_and_si128(_mm_srai_epi16(_mm_unpacklo_epi8(none, codes), 1), keep);
+    const __m128i high = _mm_and_si128(_mm_srai_epi16(_mm_unpackhi_epi8(none, codes), 1), keep);
+    return {_mm256_cvtph_ps(low), _mm256_cvtph_ps(high)};
 }
 static inline F32x16 load_u8(const uint8_t* p) {
     return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))),

@@ -3,10 +3,7 @@
 #pragma once
 
 #if defined(CUEVA_SIMDE)  // emulation, for testing on processors without these instructions
-#define SIMDE_ENABLE_NATIVE_ALIASES
-#include <simde/x86/avx512.h>
-#include <simde/x86/f16c.h>
-#include <simde/x86/fma.h>
+#include "simd_emulated.hpp"
 #else
 #include <immintrin.h>
 #endif
@@ -125,24 +122,19 @@ static inline F32x16 dot_bf16(F32x16 acc, __m512i w, uint32_t x2) {
     return {_mm512_dpbf16_ps(acc.v, (__m512bh)w, (__m512bh)_mm512_set1_epi32(static_cast<int>(x2)))};
 }
 
-// e4m3 codes to bf16 by table: 128 entries of a high and a low byte, the sign put back. Exact, subnormals too; values are
-// times 2^-8 as in `load_e4m3`, so that one stored scale serves every instruction set.
-struct E4m3Table {
-    __m512i high[2], low[2], interleave;
-    E4m3Table() {
-        alignas(64) uint8_t hi[128], lo[128], order[64];
+// The high bytes of bf16 numbers for the 128 codes of e4m3 without sign, their low bytes, and an order of bytes.
+struct E4m3Bytes {
+    alignas(64) uint8_t high[128], low[128], order[64];
+    constexpr E4m3Bytes() : high(), low(), order() {
         for (int code = 0; code < 128; ++code) {
-            const float exponent_0 = static_cast<float>(code & 7) * 0x1p-9f;
-            float value = exponent_0 * 0x1p-8f;
-            if (code >> 3) {
-                const uint32_t bits = static_cast<uint32_t>((code >> 3) - 7 - 8 + 127) << 23 |
-                                      static_cast<uint32_t>(code & 7) << 20;
-                memcpy(&value, &bits, 4);
+            int exponent = code >> 3, fraction = code & 7;  // (1 + fraction / 8) 2^(exponent - 7), times 2^-8
+            if (exponent == 0 && fraction) {                // fraction 2^-9, times 2^-8: as a normal number
+                for (exponent = 1; fraction < 8; --exponent) fraction *= 2;
+                fraction -= 8;
             }
-            uint32_t bits;
-            memcpy(&bits, &value, 4);
-            hi[code] = static_cast<uint8_t>(bits >> 24);
-            lo[code] = static_cast<uint8_t>(bits >> 16);
+            const int bf16 = code ? (exponent + 127 - 7 - 8) << 7 | fraction << 4 : 0;
+            high[code] = static_cast<uint8_t>(bf16 >> 8);
+            low[code] = static_cast<uint8_t>(bf16 & 255);
         }
         // From 4 columns x 16 rows to, in each of 4 lanes, 4 rows x columns (0, 1), then 4 rows x columns (2, 3).
         for (int lane = 0; lane < 4; ++lane)
@@ -150,11 +142,20 @@ struct E4m3Table {
                 const int row = lane * 4 + i % 8 / 2, column = i / 8 * 2 + i % 2;
                 order[lane * 16 + i] = static_cast<uint8_t>(column * 16 + row);
             }
+    }
+};
+static constexpr E4m3Bytes e4m3_bytes;
+
+// e4m3 codes to bf16 by table, the sign put back. Exact, subnormals too; values are times 2^-8 as in `load_e4m3`, so that
+// one stored scale serves every instruction set.
+struct E4m3Table {
+    __m512i high[2], low[2], interleave;
+    E4m3Table() {
         for (int half = 0; half < 2; ++half) {
-            high[half] = _mm512_loadu_si512(hi + half * 64);
-            low[half] = _mm512_loadu_si512(lo + half * 64);
+            high[half] = _mm512_load_si512(e4m3_bytes.high + half * 64);
+            low[half] = _mm512_load_si512(e4m3_bytes.low + half * 64);
         }
-        interleave = _mm512_loadu_si512(order);
+        interleave = _mm512_load_si512(e4m3_bytes.order);
     }
     // 64 codes, four columns of sixteen rows, as two vectors of bf16 pairs: columns (0, 1) and (2, 3).
     inline void pairs(const uint8_t* codes, __m512i& first, __m512i& second) const {

@@ -26,7 +26,7 @@ static void look_up(const cueva::Table& table, int64_t id, int64_t width, float*
 }
 
 // Rows enter: embeddings; for an MTP module, joined with the states of the depth before. And every row's rotation.
-static void enter(const Model& model, const Depth& depth, const Batch& batch, State& st, const Team& team) {
+CUEVA_PHASE enter(const Model& model, const Depth& depth, const Batch& batch, State& st, const Team& team) {
     const int64_t D = model.width;
     const cueva::Attention& a = depth.layers[0].attention;
     const Range rows = team.share(st.T);
@@ -52,7 +52,7 @@ static void enter(const Model& model, const Depth& depth, const Batch& batch, St
     for (int64_t i = numbers.first; i < numbers.stop; ++i) st.identity[i] = static_cast<int32_t>(i);
 }
 
-static void join(const Depth& depth, const Batch& batch, State& st, const Team& team) {
+CUEVA_PHASE join(const Depth& depth, const Batch& batch, State& st, const Team& team) {
     const RowList list = {st.identity, batch.decode_rows, st.T};
     product(depth.eh_proj, st.width_op, list, st.x_TD, st.width_stride, team.share(depth.eh_proj.tiles()),
             reinterpret_cast<float*>(st.scratch[team.thread]));
@@ -60,7 +60,7 @@ static void join(const Depth& depth, const Batch& batch, State& st, const Team& 
 
 // --- attention -------------------------------------------------------------------------------------------------------------
 
-static void norm_input(const Model& model, const Layer& layer, const Batch& batch, State& st, const Team& team) {
+CUEVA_PHASE norm_input(const Model& model, const Layer& layer, const Batch& batch, State& st, const Team& team) {
     const cueva::Attention& a = layer.attention;
     const Range rows = team.share(st.T);
     st.width_op.padded = round_up(model.width, kColumnPad);
@@ -74,7 +74,7 @@ static void norm_input(const Model& model, const Layer& layer, const Batch& batc
 }
 
 // Down to the narrow latents of queries and of keys and values; without a query latent, straight to the queries.
-static void narrow(const Layer& layer, const Batch& batch, State& st, const Team& team) {
+CUEVA_PHASE narrow(const Layer& layer, const Batch& batch, State& st, const Team& team) {
     const cueva::Attention& a = layer.attention;
     const RowList list = {st.identity, batch.decode_rows, st.T};
     float* scratch = reinterpret_cast<float*>(st.scratch[team.thread]);
@@ -87,7 +87,7 @@ static void narrow(const Layer& layer, const Batch& batch, State& st, const Team
 }
 
 // The query latent through its norm; the key/value latent through its norm, the rotary key turned, both into the cache.
-static void norm_latents(const Model& model, const Layer& layer, int64_t layer_place, const Batch& batch, State& st,
+CUEVA_PHASE norm_latents(const Model& model, const Layer& layer, int64_t layer_place, const Batch& batch, State& st,
                          const Team& team) {
     const cueva::Attention& a = layer.attention;
     const Range rows = team.share(st.T);
@@ -117,14 +117,14 @@ static void norm_latents(const Model& model, const Layer& layer, int64_t layer_p
     }
 }
 
-static void raise_queries(const Layer& layer, const Batch& batch, State& st, const Team& team) {
+CUEVA_PHASE raise_queries(const Layer& layer, const Batch& batch, State& st, const Team& team) {
     const cueva::Attention& a = layer.attention;
     const RowList list = {st.identity, batch.decode_rows, st.T};
     product(a.q_b, st.query_op, list, st.q_TY, st.q_stride, team.share(a.q_b.tiles()),
             reinterpret_cast<float*>(st.scratch[team.thread]));
 }
 
-static void prepare_values(const Layer& layer, const Batch& batch, State& st, const Team& team) {
+CUEVA_PHASE prepare_values(const Layer& layer, const Batch& batch, State& st, const Team& team) {
     const cueva::Attention& a = layer.attention;
     const int64_t padded = round_up(a.value, 16);
     const Range rows = team.share(st.T);
@@ -136,7 +136,7 @@ static void prepare_values(const Layer& layer, const Batch& batch, State& st, co
     }
 }
 
-static void add_attention(const Layer& layer, const Batch& batch, State& st, const Team& team) {
+CUEVA_PHASE add_attention(const Layer& layer, const Batch& batch, State& st, const Team& team) {
     const cueva::Attention& a = layer.attention;
     const RowList list = {st.identity, batch.decode_rows, st.T};
     float* scratch = reinterpret_cast<float*>(st.scratch[team.thread]);
@@ -148,7 +148,7 @@ static void add_attention(const Layer& layer, const Batch& batch, State& st, con
         });
 }
 
-static void norm_post(const Model& model, const Layer& layer, const Batch& batch, State& st, const Team& team) {
+CUEVA_PHASE norm_post(const Model& model, const Layer& layer, const Batch& batch, State& st, const Team& team) {
     const Range rows = team.share(st.T);
     for (int64_t t = rows.first; t < rows.stop; ++t) {
         float* h = st.h_TD + t * st.width_stride;
@@ -162,7 +162,7 @@ static void norm_post(const Model& model, const Layer& layer, const Batch& batch
 
 // --- the end ---------------------------------------------------------------------------------------------------------------
 
-static void norm_final(const Model& model, const Depth& depth, const Batch& batch, State& st, const Team& team) {
+CUEVA_PHASE norm_final(const Model& model, const Depth& depth, const Batch& batch, State& st, const Team& team) {
     const Range rows = team.share(st.T);
     for (int64_t t = rows.first; t < rows.stop; ++t)
         rms_norm(st.x_TD + t * st.width_stride, depth.final_norm, model.width, model.norm_eps,
@@ -176,7 +176,7 @@ static void norm_final(const Model& model, const Depth& depth, const Batch& batc
 }
 
 // Logits are always computed as decode rows are: a prompt's last row is the first to be decoded from.
-static void give_logits(const Depth& depth, const Batch& batch, State& st, const Team& team) {
+CUEVA_PHASE give_logits(const Depth& depth, const Batch& batch, State& st, const Team& team) {
     const Matrix& head = batch.head ? *batch.head : depth.head;
     const RowList list = {st.identity, batch.head_count, batch.head_count};
     float* scratch = reinterpret_cast<float*>(st.scratch[team.thread]);

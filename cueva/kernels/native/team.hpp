@@ -18,6 +18,9 @@ static inline int thread_number() { return 0; }
 static inline int team_size() { return 1; }
 #endif
 
+// A sub-block of a step: a function of its own in the binary too, so that a profiler can name it.
+#define CUEVA_PHASE static __attribute__((noinline)) void
+
 struct Range {
     int64_t first, stop;
 };

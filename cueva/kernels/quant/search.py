@@ -3,8 +3,8 @@
 Rounding between the extremes of a sub-block wastes levels on one or two outliers. The search tries a few other ends,
 lets each assignment of whole numbers choose its own best scale by least squares, stores the best in a few bits, and
 tries the neighbours of the stored numbers, because a rounded scale wants other whole numbers. A last comparison keeps
-plain rounding wherever it was better. On normally distributed weights the error comes within three percent of
-an exhaustive search that stores its scales in float32, and is 11% (both formats) below plain rounding's.
+plain rounding wherever it was better. On normally distributed weights the root mean square error comes within three
+percent of an exhaustive search that stores its scales in float32, and is 12% below plain rounding's in both formats.
 
 The error is the plain sum of squares: no importance weights. Letters: Z blocks, W values of a sub-block, G sub-blocks.
 All arithmetic is elementwise float32 on (W, G), and sums run over W, then over the sub-blocks of a block, first to

@@ -1,0 +1,236 @@
+"""Passes of the native model: as many rows as there are, no padding.
+
+The same interface as `cueva.engine.runner.Runner`. A row's bits depend on its own sequence, its position and whether it
+is part of a prompt, and on nothing else: the kernels' order of summation guarantees it (`kernels/linear/matvec.hpp`,
+`kernels/attend/`), so passes may have any number of rows.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cueva.engine.native.cache import PagedCache, PagedPool
+from cueva.engine.native.plan import NativeModel
+from cueva.engine.runner import Done, Work
+from cueva.kernels.linear import PackedMatrix
+
+MOST_ROWS = 256
+"""Rows of one decoding pass at most: bounds the memory of a step."""
+
+
+class NativeRunner:
+    """Runs a native model, and counts its passes."""
+
+    def __init__(self, model: NativeModel, *, threads: int, prefill_chunk: int):
+        """Run `model` with `threads` threads; prompts go in chunks of `prefill_chunk` rows."""
+        self.model = model
+        self.config = model.config
+        self.threads = threads
+        self.prefill_chunk = prefill_chunk
+        self.rows = MOST_ROWS
+        self.device = torch.device("cpu")
+        self.dtype = torch.float32
+        self.passes = 0
+        self.mtp_passes = 0
+        self._heads: dict[int, tuple[Any, PackedMatrix]] = {}
+
+    def follow(self, model: NativeModel) -> None:
+        """Go on with another copy of the weights of the same model."""
+        if model is not self.model:
+            self.model = model
+            self._heads.clear()
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """Of the cached rows."""
+        return self.model.cache_dtype
+
+    @property
+    def padded_rows(self) -> int:
+        """Rows that every pass is filled up to: one, so none."""
+        return 1
+
+    def measure(self, depth: int, rows: int, cached: int, ids: NDArray[np.int64] | None = None) -> float:
+        """Seconds of one made-up pass over a cache of zeros; see `cueva.engine.costs.Measures`."""
+        cache = self.new_cache(cached + rows)
+        cache.reserve(depth, cached)
+        cache.advance(depth, cached)
+        state_ND = torch.zeros(rows, self.config.hidden_size) if depth else None
+        work = [Work(cache, [row % self.config.vocab_size for row in range(rows)], state_ND)]  # pyright: ignore
+        head_rows = np.arange(rows, dtype=np.int32) if depth == 0 else np.array([rows - 1], np.int32)
+        if ids is not None:
+            self._sub_head(depth, ids)
+        started = time.perf_counter()
+        self.step(depth, work, head_rows, ids=ids)
+        return time.perf_counter() - started
+
+    @property
+    def depths(self) -> int:
+        """MTP modules of the model."""
+        return self.config.num_nextn_predict_layers
+
+    def new_cache(self, limit: int) -> PagedCache:
+        """A cache outside any budget."""
+        pool = PagedPool(self.config, limit, dtype=self.model.cache_dtype, sequences=1)
+        cache = pool.open(limit)
+        assert cache is not None
+        return cache
+
+    # --- decoding and verification ------------------------------------------------------------------------------------
+
+    def decode(self, work: Sequence[Work]) -> list[Done]:
+        """Run rows through the main layers. The logits of row i of a work follow its i-th token."""
+        done: list[Done] = []
+        for some in _passes(work):
+            self.passes += 1
+            head_rows = np.arange(sum(len(item.ids) for item in some), dtype=np.int32)
+            h_TD, logits_TA = self.step(0, some, head_rows)
+            start = 0
+            for item in some:
+                stop = start + len(item.ids)
+                done.append(Done(h_TD[start:stop], logits_TA[start:stop]))
+                start = stop
+        return done
+
+    def mtp(self, depth: int, work: Sequence[Work], *, logits: bool = True, ids: Any = None) -> list[Done]:
+        """Run rows through MTP module `depth`; `logits_NA` has only the last row's (1, A), or nothing.
+
+        Args:
+            depth: from 1.
+            work: rows with the states of the depth before.
+            logits: whether they are wanted.
+            ids: a subset of the vocabulary (sorted token ids): logits are of those alone.
+        """
+        done: list[Done] = []
+        for some in _passes(work):
+            self.mtp_passes += 1
+            ends = np.cumsum([len(item.ids) for item in some], dtype=np.int32)
+            head_rows = ends - 1 if logits else ends[:0]
+            h_TD, logits_TA = self.step(depth, some, head_rows, ids=ids)
+            start = 0
+            for number, (item, stop) in enumerate(zip(some, ends.tolist(), strict=True)):
+                done.append(Done(h_TD[start:stop], logits_TA[number : number + 1]))
+                start = stop
+                del item
+        return done
+
+    # --- prefill ------------------------------------------------------------------------------------------------------
+
+    def prefill(self, cache: PagedCache, ids: Sequence[int]) -> Tensor:
+        """Run one chunk of a prompt through the main layers; returns (T, D) states of its T tokens."""
+        assert cache.depth_length(0) % self.prefill_chunk == 0, cache.depth_length(0)
+        return self.step(0, [Work(cache, ids)], _NONE, prefill=True)[0]  # pyright: ignore[reportArgumentType]
+
+    def mtp_prefill(self, depth: int, cache: PagedCache, ids: Sequence[int], state_ND: Tensor) -> Tensor:
+        """Run one chunk of a prompt through MTP module `depth`; `ids` are those `depth` places further on."""
+        work = Work(cache, ids, state_ND)  # pyright: ignore[reportArgumentType]
+        return self.step(depth, [work], _NONE, prefill=True)[0]
+
+    def logits(self, state_D: Tensor) -> NDArray[np.float32]:
+        """Logits (A) of one state: what follows the last token of a prompt."""
+        return self.model.head.linear(state_D[None], threads=self.threads)[0].numpy()
+
+    def log_probabilities(self, ids: Sequence[int]) -> list[float]:
+        """Log-probabilities of a given text: entry i is that of token i + 1 after the tokens before it, in nats."""
+        cache = self.new_cache(len(ids))
+        found: list[float] = []
+        for start in range(0, len(ids) - 1, self.prefill_chunk):
+            chunk = ids[start : start + self.prefill_chunk]
+            state_TD = self.prefill(cache, chunk)
+            target_T = torch.tensor(ids[start + 1 : start + 1 + len(chunk)])
+            logits_TA = self.model.head.linear(state_TD[: len(target_T)], prefill=True, threads=self.threads)
+            found += logits_TA.log_softmax(-1).gather(-1, target_T[:, None])[:, 0].tolist()
+        return found
+
+    # --- one call -------------------------------------------------------------------------------------------------------
+
+    def step(
+        self,
+        depth: int,
+        work: Sequence[Work],
+        head_rows: NDArray[np.int32],
+        *,
+        prefill: bool | Sequence[bool] = False,
+        ids: Any = None,
+        routes: NDArray[np.int32] | None = None,
+    ) -> tuple[Tensor, NDArray[np.float32]]:
+        """Run rows of any sequences in one native call.
+
+        Args:
+            depth: 0 for the main layers, k for MTP module k.
+            work: rows and whose caches they continue; those of prompts after all others.
+            head_rows: rows (0 .. T - 1) whose logits are wanted.
+            prefill: whether the rows are of prompts, for all or for each work.
+            ids: a subset of the vocabulary for the logits.
+            routes: (expert layers, T, K) to be filled with the chosen experts.
+
+        Returns:
+            States (T, D) after the final norm, float32, and logits (len(head_rows), A).
+        """
+        flags = [prefill] * len(work) if isinstance(prefill, bool) else list(prefill)
+        assert flags == sorted(flags), "rows of prompts come after all others"
+        segments, start, decode_rows = [], 0, 0
+        tokens: list[int] = []
+        for item, is_prompt in zip(work, flags, strict=True):
+            cache: PagedCache = item.cache  # pyright: ignore[reportAssignmentType]
+            stop = start + len(item.ids)
+            held = cache.reserve(depth, stop - start)
+            segments.append((start, stop, held, is_prompt, cache.pages))
+            tokens += item.ids
+            decode_rows = decode_rows if is_prompt else stop
+            start = stop
+        ids_T = np.array(tokens, dtype=np.int32)
+        out_TD = torch.empty(start, self.config.hidden_size)
+        state_TD = None
+        if depth:
+            parts = [item.state_ND for item in work]
+            state_TD = (parts[0] if len(parts) == 1 else torch.cat(parts)).float().contiguous()  # pyright: ignore
+        head = None if ids is None else self._sub_head(depth, ids)
+        logits_TA = np.empty((len(head_rows), self.config.vocab_size if head is None else head.rows), np.float32)
+        self.model.plan.step(
+            depth,
+            segments,
+            start,
+            decode_rows,
+            ids_T.ctypes.data,
+            0 if state_TD is None else state_TD.data_ptr(),
+            out_TD.data_ptr(),
+            head_rows.ctypes.data,
+            len(head_rows),
+            None if head is None else head.native,
+            logits_TA.ctypes.data,
+            0 if routes is None else routes.ctypes.data,
+            self.threads,
+        )
+        for item in work:
+            item.cache.advance(depth, len(item.ids))  # pyright: ignore[reportAttributeAccessIssue]
+        return out_TD, logits_TA
+
+    def _sub_head(self, depth: int, ids: Any) -> PackedMatrix:
+        """The rows of a head for a subset of the vocabulary, packed when the subset is first seen."""
+        key = id(ids)
+        if key not in self._heads:
+            # The array is kept with its head, so that no other can take its identity.
+            self._heads[key] = (ids, self.model.sub_head(depth, torch.as_tensor(ids)))
+        return self._heads[key][1]
+
+
+_NONE = np.empty(0, np.int32)
+
+
+def _passes(work: Sequence[Work]) -> list[list[Work]]:
+    """Whole works in order, `MOST_ROWS` rows to a pass or one work alone."""
+    passes: list[list[Work]] = []
+    rows = MOST_ROWS
+    for item in work:
+        if rows + len(item.ids) > MOST_ROWS:
+            passes.append([])
+            rows = 0
+        passes[-1].append(item)
+        rows += len(item.ids)
+    return passes
