@@ -16,11 +16,15 @@ namespace CUEVA_ISA {
 using cueva::kChunkRows;
 using cueva::kPageRows;
 
+// Whether attention over rows of X cached values runs on bf16 pairs.
+static inline bool pair_cells(const Model& model, int64_t X) { return kBf16Dot && !model.cache_f32 && X % 2 == 0; }
+
 // Queries of the heads that this thread owns: the key up-projection moves onto them, and they take their lanes.
-CUEVA_PHASE absorb_queries(const Layer& layer, const Batch& batch, State& st, const Team& team) {
+CUEVA_PHASE absorb_queries(const Model& model, const Layer& layer, const Batch& batch, State& st, const Team& team) {
     const cueva::Attention& a = layer.attention;
     const Range heads = team.share(a.heads);
     const int64_t X = a.latent + a.rope;
+    const bool pairs = pair_cells(model, X);
     float* scratch = reinterpret_cast<float*>(st.scratch[team.thread]);
     int32_t* rows = reinterpret_cast<int32_t*>(scratch + kProductScratch);  // sixteen floats for each of 64 keys: 1024
     for (int64_t i = 0; i < batch.segment_count; ++i) {
@@ -37,11 +41,12 @@ CUEVA_PHASE absorb_queries(const Layer& layer, const Batch& batch, State& st, co
                     prepare(st.head_op, t * a.heads + h, q, a.nope, need);
                     rows[j] = static_cast<int32_t>(t * a.heads + h);
                     const int64_t group = span.first_group + lane / 16;
-                    float* to = st.lanes_q + group * X * 16 + lane % 16;
+                    float* to = st.lanes_q + group * X * 16;
                     float turned[512];
                     rotate(q + a.nope, a.rope / 2, a.interleave, st.cos_TJ + t * a.rope / 2, st.sin_TJ + t * a.rope / 2,
                            turned);
-                    for (int64_t r = 0; r < a.rope; ++r) to[(a.latent + r) * 16] = turned[r] * a.scale;
+                    for (int64_t r = 0; r < a.rope; ++r)
+                        put_query(to, a.latent + r, lane % 16, turned[r] * a.scale, pairs);
                     st.lanes_limit[group * 16 + lane % 16] = static_cast<float>(segment.held + t - segment.start + 1);
                     st.lanes_out[group * 16 + lane % 16] = st.mix_op.x_TI + (t * a.heads + h) * st.mix_op.padded;
                 }
@@ -52,9 +57,9 @@ CUEVA_PHASE absorb_queries(const Layer& layer, const Batch& batch, State& st, co
                         alignas(64) float values[16];
                         store(values, mul(ql, scale));
                         const int64_t lane = (t0 + j - segment.start) * a.heads + h;
-                        float* to = st.lanes_q + ((span.first_group + lane / 16) * X + tile * 16) * 16 + lane % 16;
+                        float* to = st.lanes_q + (span.first_group + lane / 16) * X * 16;
                         const int64_t here = a.latent - tile * 16 < 16 ? a.latent - tile * 16 : 16;
-                        for (int64_t c = 0; c < here; ++c) to[c * 16] = values[c];
+                        for (int64_t c = 0; c < here; ++c) put_query(to, tile * 16 + c, lane % 16, values[c], pairs);
                     });
             }
         }
@@ -62,7 +67,7 @@ CUEVA_PHASE absorb_queries(const Layer& layer, const Batch& batch, State& st, co
         if (team.thread == 0)
             for (int64_t lane = (segment.stop - segment.start) * a.heads; lane < span.groups * 16; ++lane) {
                 const int64_t group = span.first_group + lane / 16;
-                for (int64_t k = 0; k < X; ++k) st.lanes_q[(group * X + k) * 16 + lane % 16] = 0.0f;
+                for (int64_t k = 0; k < X; ++k) put_query(st.lanes_q + group * X * 16, k, lane % 16, 0.0f, pairs);
                 st.lanes_limit[group * 16 + lane % 16] = 1.0f;
                 st.lanes_out[group * 16 + lane % 16] = nullptr;
             }
@@ -74,7 +79,7 @@ static void attend_chunk(const Model& model, const cueva::Attention& a, const Se
                          const float* q_X, const float* limit, int64_t chunk, const Mixture& mix, float* scratch) {
     const int64_t X = a.latent + a.rope, stride = round_up(X, 16);
     float *scores = scratch, *wide = scratch + kBlock * 16;
-    clear(mix, a.latent);
+    clear(mix);
     float furthest = 0.0f;
     for (int lane = 0; lane < 16; ++lane) furthest = limit[lane] > furthest ? limit[lane] : furthest;
     int64_t stop = (chunk + 1) * kChunkRows;
@@ -82,28 +87,32 @@ static void attend_chunk(const Model& model, const cueva::Attention& a, const Se
     for (int64_t first = chunk * kChunkRows; first < stop; first += kBlock) {
         const int64_t keys = stop - first < kBlock ? stop - first : kBlock;
         const uint8_t* page = segment.pages[first / kPageRows] + layer_place * model.layer_page_bytes();
-        const float* rows = reinterpret_cast<const float*>(page);
-        int64_t row_stride = X;
-        if (!model.cache_f32) {
-            const uint16_t* cells = reinterpret_cast<const uint16_t*>(page);
-            for (int64_t key = 0; key < keys; ++key) {
-                int64_t k = 0;
-                for (; k + 16 <= X; k += 16) store(wide + key * stride + k, load_bf16(cells + key * X + k));
-                for (; k < X; ++k) wide[key * stride + k] = bf16_to_float(cells[key * X + k]);
-            }
-            rows = wide;
-            row_stride = stride;
+        const uint16_t* cells = reinterpret_cast<const uint16_t*>(page);
+#if defined(CUEVA_ISA_BF16)
+        if (pair_cells(model, X)) {
+            attend_block(q_X, X, Rows<uint16_t>{cells, X, cells, X}, first, keys, limit, mix, scores);
+            continue;
         }
-        attend_block(q_X, X, rows, row_stride, rows, row_stride, a.latent, first, keys, limit, mix, scores);
+#endif
+        // Values are read in whole vectors: past the latent lie the rotary key, the next row, and in the end scratch.
+        for (int64_t key = 0; key < keys; ++key) {
+            float* to = wide + key * stride;
+            if (model.cache_f32) {
+                memcpy(to, reinterpret_cast<const float*>(page) + key * X, X * 4);
+                continue;
+            }
+            int64_t k = 0;
+            for (; k + 16 <= X; k += 16) store(to + k, load_bf16(cells + key * X + k));
+            for (; k < X; ++k) to[k] = bf16_to_float(cells[key * X + k]);
+        }
+        attend_block(q_X, X, Rows<float>{wide, stride, wide, stride}, first, keys, limit, mix, scores);
     }
 }
-
-static inline Mixture mixture_at(float* memory) { return {memory, memory + 16, memory + 32}; }
 
 CUEVA_PHASE attend_absorbed(const Model& model, const Layer& layer, int64_t layer_place, const Batch& batch, State& st,
                             const Team& team) {
     const cueva::Attention& a = layer.attention;
-    const int64_t X = a.latent + a.rope, part_floats = (a.latent + 2) * 16;
+    const int64_t X = a.latent + a.rope, part_floats = mixture_floats(a.latent);
     float* scratch = reinterpret_cast<float*>(st.scratch[team.thread]);
     float* own = scratch + kBlock * 16 + kBlock * round_up(X, 16);
     const unsigned need_decode = needs(a.v_up[0], false), need_prefill = needs(a.v_up[0], true);
@@ -122,15 +131,15 @@ CUEVA_PHASE attend_absorbed(const Model& model, const Layer& layer, int64_t laye
             const float *q = st.lanes_q + group * X * 16, *limit = st.lanes_limit + group * 16;
             if (st.share_chunks) {
                 float* part = st.part_sums + (span.first_part + unit) * part_floats;
-                attend_chunk(model, a, segment, layer_place, q, limit, unit % span.chunks, mixture_at(part),
+                attend_chunk(model, a, segment, layer_place, q, limit, unit % span.chunks, mixture_at(part, a.latent),
                              scratch);
                 continue;
             }
-            const Mixture whole = mixture_at(own), part = mixture_at(own + part_floats);
-            clear(whole, a.latent);
+            const Mixture whole = mixture_at(own, a.latent), part = mixture_at(own + part_floats, a.latent);
+            clear(whole);
             for (int64_t chunk = 0; chunk < span.chunks; ++chunk) {
                 attend_chunk(model, a, segment, layer_place, q, limit, chunk, part, scratch);
-                fold(whole, part, a.latent);
+                fold(whole, part);
             }
             finish(whole, a.latent, st.lanes_out + group * 16);
         }
@@ -144,11 +153,11 @@ CUEVA_PHASE attend_absorbed(const Model& model, const Layer& layer, int64_t laye
             const Range mine = within(groups, seen, span.groups);
             seen += span.groups;
             for (int64_t g = mine.first; g < mine.stop; ++g) {
-                const Mixture whole = mixture_at(own);
-                clear(whole, a.latent);
+                const Mixture whole = mixture_at(own, a.latent);
+                clear(whole);
                 for (int64_t chunk = 0; chunk < span.chunks; ++chunk)
-                    fold(whole, mixture_at(st.part_sums + (span.first_part + g * span.chunks + chunk) * part_floats),
-                         a.latent);
+                    fold(whole, mixture_at(st.part_sums + (span.first_part + g * span.chunks + chunk) * part_floats,
+                                           a.latent));
                 finish(whole, a.latent, st.lanes_out + (span.first_group + g) * 16);
             }
         }

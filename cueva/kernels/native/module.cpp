@@ -131,7 +131,7 @@ private:
 // One budget of cache pages. Memory is taken from the system as pages are first written.
 class PagePool {
 public:
-    PagePool(int64_t page_bytes, int64_t pages) : page_bytes_(page_bytes), block_(page_bytes * pages) {
+    PagePool(int64_t page_bytes, int64_t pages) : page_bytes_(page_bytes), block_(page_bytes * pages + 64) {
         for (int64_t i = pages; i-- > 0;) free_.push_back(block_.data() + i * page_bytes);
     }
     bool take(int64_t count, std::vector<uint8_t*>& into) {

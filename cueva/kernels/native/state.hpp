@@ -60,7 +60,7 @@ struct State {
     bool share_chunks;  // few queries: threads take chunks of the cache, folded afterwards
     float* lanes_q;     // (groups, X, 16)
     float* lanes_limit; // (groups, 16)
-    float* part_sums;   // (parts, C + 2, 16)
+    float* part_sums;   // a mixture for each part
     float** lanes_out;  // (groups, 16): where a lane's mixture goes
     uint8_t** scratch;  // one for each thread
 };
@@ -101,11 +101,10 @@ static int64_t thread_scratch_floats(const Sizes& s, int64_t longest_prompt) {
     const int64_t width = round_up(s.nope + s.rope, 16) + 16, value = round_up(s.value, 16);
     const int64_t nope = round_up(s.nope, 16), groups = (longest_prompt + 15) / 16;
     int64_t floats = kProductScratch + kBlock * 16 + 64;                       // products; scores
-    floats += kBlock * round_up(s.latent + s.rope, 16) + (s.latent + 2) * 16;  // absorbed: a block of rows, a mixture
-    floats += (s.latent + 2) * 16;
+    floats += kBlock * round_up(s.latent + s.rope, 16) + 2 * mixture_floats(s.latent);  // absorbed: a block of rows, mixtures
     if (longest_prompt)
         floats += (nope + value) * round_up(s.latent, kColumnPad) + kRaisedKeys * (width + value)
-                  + groups * 16 * (s.nope + s.rope + s.value + 3) + 256 * 16;
+                  + groups * (16 * (s.nope + s.rope) + mixture_floats(s.value)) + 256 * 16;
     return floats;
 }
 
@@ -176,7 +175,7 @@ static State carve(Arena& arena, const Model& model, const Batch& batch, int thr
     st.lanes_q = arena.floats(st.groups * (s.latent + s.rope) * 16);
     st.lanes_limit = arena.floats(st.groups * 16);
     st.lanes_out = reinterpret_cast<float**>(arena.bytes(st.groups * 16 * 8));
-    st.part_sums = arena.floats(st.share_chunks ? st.parts * (s.latent + 2) * 16 : 0);
+    st.part_sums = arena.floats(st.share_chunks ? st.parts * mixture_floats(s.latent) : 0);
     st.scratch = reinterpret_cast<uint8_t**>(arena.bytes(threads * 8));
     for (int i = 0; i < threads; ++i) {
         uint8_t* own = arena.bytes(thread_scratch_floats(s, longest_prompt) * 4 + 4096);

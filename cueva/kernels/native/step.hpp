@@ -206,7 +206,7 @@ static void run_layer(const Model& model, const Depth& depth, int64_t index, con
         Team::barrier();
     }
     if (st.groups) {
-        absorb_queries(layer, batch, st, team);
+        absorb_queries(model, layer, batch, st, team);
         Team::barrier();
         attend_absorbed(model, layer, place, batch, st, team);
     }
