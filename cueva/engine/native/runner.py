@@ -5,6 +5,7 @@ is part of a prompt, and on nothing else: the kernels' order of summation guaran
 `kernels/attend/`), so passes may have any number of rows.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -38,12 +39,54 @@ class NativeRunner:
         self.passes = 0
         self.mtp_passes = 0
         self._heads: dict[int, tuple[Any, PackedMatrix]] = {}
+        self.expand_factor = self._measured_expand_factor()
+        model.plan.set_expand_factor(self.expand_factor)
 
     def follow(self, model: NativeModel) -> None:
         """Go on with another copy of the weights of the same model."""
         if model is not self.model:
             self.model = model
+            model.plan.set_expand_factor(self.expand_factor)
             self._heads.clear()
+
+    def _measured_expand_factor(self) -> float:
+        """How many times dearer an operation of the expanded form is here, to the nearest power of two.
+
+        One layer runs 32 prompt rows over 480 cached positions in either form, and 32 rows over none; what the forms add
+        to the latter, over their operations (`kernels/attend/reference.py`), is compared. Rounded, so that two runs on
+        one machine agree about which form a prompt took.
+        """
+        config, rows, cached = self.config, 32, 480
+        cache = self.new_cache(cached + rows)
+        probe = config.num_nextn_predict_layers + 1
+
+        def seconds(held: int, factor: float) -> float:
+            self.model.plan.set_expand_factor(factor)
+            cache.reserve(0, cached + rows)
+            best = float("inf")
+            for _ in range(3):
+                out_TD = torch.empty(rows, config.hidden_size)
+                ids_T = np.zeros(rows, np.int32)
+                segment = [(0, rows, held, True, cache.pages)]
+                started = time.perf_counter()
+                self.model.plan.step(
+                    probe, segment, rows, 0, ids_T.ctypes.data, 0, out_TD.data_ptr(), 0, 0, None, 0, 0, self.threads
+                )
+                best = min(best, time.perf_counter() - started)
+            return best
+
+        nope, rope, value, latent = (
+            config.qk_nope_head_dim,
+            config.qk_rope_head_dim,
+            config.v_head_dim,
+            config.kv_lora_rank,
+        )
+        without = seconds(0, 0.0)
+        expanded_work = cached * latent * (nope + value) + rows * cached * (nope + rope + value)
+        absorbed_work = rows * latent * (nope + value) + rows * cached * (2 * latent + rope)
+        expanded = max(seconds(cached, 0.0) - without, 1e-9) / expanded_work
+        absorbed = max(seconds(cached, 1e9) - without, 1e-9) / absorbed_work
+        return 2.0 ** min(max(round(math.log2(expanded / absorbed)), -2), 2)
 
     @property
     def cache_dtype(self) -> torch.dtype:

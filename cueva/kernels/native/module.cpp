@@ -252,6 +252,12 @@ public:
             depth.eh_proj = matrix(about, "eh_proj");
             depths_.push_back(depth);
         }
+        // Behind them the last main layer by itself, for measuring what forms of attention cost.
+        Depth probe = depths_.at(0);
+        probe.layers += probe.layer_count - 1;
+        probe.first_cache_layer += probe.layer_count - 1;
+        probe.layer_count = 1;
+        depths_.push_back(probe);
         model_.depths = depths_.data();
         model_.depth_count = static_cast<int64_t>(depths_.size());
     }

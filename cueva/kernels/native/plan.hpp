@@ -89,7 +89,7 @@ struct Layer {
     const FeedForward* experts;  // E of them
 };
 
-// A stack of layers with its ends: the main model, or one MTP module.
+// A stack of layers with its ends: the main model, one MTP module, or, to be timed, one layer alone.
 struct Depth {
     const Layer* layers;
     int64_t layer_count;

@@ -123,8 +123,8 @@ static State carve(Arena& arena, const Model& model, const Batch& batch, int thr
     st.x_TD = arena.floats(T * st.width_stride);
     st.y_TD = arena.floats(T * st.width_stride);
     st.h_TD = arena.floats(T * st.width_stride);
-    if (batch.depth) st.join_TD = arena.floats(T * 2 * D + 32);
-    st.width_op = arena.operand(T, batch.depth ? 2 * D : D);
+    if (depth.eh_proj) st.join_TD = arena.floats(T * 2 * D + 32);
+    st.width_op = arena.operand(T, depth.eh_proj ? 2 * D : D);
     st.query_op = arena.operand(T, more(s.query, 1));
     st.value_op = arena.operand(T, s.heads * s.value);
     st.inner_op = arena.operand(T, more(s.inner, 1));

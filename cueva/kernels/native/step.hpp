@@ -40,7 +40,7 @@ CUEVA_PHASE enter(const Model& model, const Depth& depth, const Batch& batch, St
         float* x = st.x_TD + t * st.width_stride;
         for (int64_t k = D; k < st.width_stride; ++k) x[k] = 0.0f;
         look_up(depth.embedding, batch.ids_T[t], D, x);
-        if (batch.depth) {
+        if (depth.eh_proj) {
             float* join = st.join_TD + t * 2 * D;
             rms_norm(x, depth.enorm, D, model.norm_eps, join);
             rms_norm(batch.state_TD + t * D, depth.hnorm, D, model.norm_eps, join + D);
@@ -242,7 +242,7 @@ static void step(const Model& model, const Batch& batch, uint8_t* memory, int th
         State st = shared;
         enter(model, depth, batch, st, team);
         Team::barrier();
-        if (batch.depth) {
+        if (depth.eh_proj) {
             join(depth, batch, st, team);
             Team::barrier();
         }
