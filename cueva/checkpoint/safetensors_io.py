@@ -90,8 +90,10 @@ class StoredFolder:
         return raw.view(stored.dtype).view(stored.shape)
 
     def forget(self, name: str) -> None:
-        """Give the pages of a mapped tensor back to the system. Only for views that nobody wrote to:
-        they stay valid and read the file again."""
+        """Give the pages of a mapped tensor back to the system.
+
+        Only for views that nobody wrote to: they stay valid, and read the file again.
+        """
         stored = self.tensors[name]
         mapped = self._mapped.get(stored.file)
         if mapped is None or not hasattr(mmap, "MADV_DONTNEED"):

@@ -25,7 +25,7 @@ from cueva.checkpoint.gguf.tensors import GGUFTensor, gguf_tensors
 from cueva.checkpoint.gguf.vocabulary import vocabulary
 from cueva.errors import CheckpointError, DependencyError, nearest
 from cueva.files import disk_errors, fsync_folder, require_space
-from cueva.kernels.quant import BLOCK_FORMATS, quantise
+from cueva.kernels.quant import BLOCK_FORMATS, quantise, stored_format
 from cueva.model import CausalLM
 from cueva.text import Tokenizer
 
@@ -41,7 +41,7 @@ TYPES: Final[Mapping[str, str]] = {
 """The types a file may have, and what GGUF calls such a file (`gguf.LlamaFileType`)."""
 
 _ENDS: Final = ("token_embd.weight", "output.weight")
-"""Embedding and head: Q6_K in a Q4_K file, as is usual; their errors reach every logit."""
+"""Embedding and head."""
 _PLAIN: Final = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 _HEADER_BYTES: Final = 1 << 16
 
@@ -153,16 +153,14 @@ def _package() -> Any:
 
 
 def _wanted(tensor: GGUFTensor, type: str) -> str:
-    if tensor.float32:
-        return "f32"
-    return "q6_k" if type == "q4_k" and tensor.name in _ENDS else type
+    """The type before its width is looked at."""
+    return "f32" if tensor.float32 else stored_format(type, 256, end=tensor.name in _ENDS)
 
 
 def _type_of(tensor: GGUFTensor, type: str) -> str:
-    for name in (_wanted(tensor, type), "q8_0"):
-        if name in _PLAIN or tensor.shape[-1] % BLOCK_FORMATS[name].values == 0:
-            return name
-    return "f16"
+    if tensor.float32:
+        return "f32"
+    return stored_format(type, tensor.shape[-1], end=tensor.name in _ENDS, plain="f16")
 
 
 def _bytes_of(tensor: GGUFTensor, type: str) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ The formats that `weights` names, by the part that a matrix plays:
     f32, bf16          every matrix
     fp8                the matrices that published FP8 files hold in FP8; embedding, head and `eh_proj` in bf16
     q8_0, q4_0         every matrix, the embedding too
-    q4_k               every matrix, the embedding too; the head in q6_k
+    q4_k               every matrix; embedding and head in q6_k
 
 A matrix whose columns are not whole blocks takes q8_0 instead of a 256-block, bf16 instead of a 32-block. Norms, biases
 and routers stay float32 whatever is asked for.
@@ -39,12 +39,7 @@ def chosen_format(weights: str, columns: int, *, part: str = "matrix") -> str:
     """
     if weights == "fp8" and part != "matrix":
         return "bf16"
-    wanted = "q6_k" if weights == "q4_k" and part == "head" else weights
-    if wanted in ("q4_k", "q6_k") and columns % 256:
-        wanted = "q8_0"
-    if wanted in ("q8_0", "q4_0") and columns % 32:
-        wanted = "bf16"
-    return wanted
+    return quant.stored_format(weights, columns, end=part in ("embedding", "head"))
 
 
 class NativeModel:
@@ -125,7 +120,7 @@ class NativeModel:
         packed.fill(rows_OI)
         return packed
 
-    # --- parts ------------------------------------------------------------------------------------------------------------
+    # --- parts ---
 
     def _layer(self, layer: int) -> dict[str, Any]:
         prefix = f"model.layers.{layer}."
@@ -278,7 +273,7 @@ class NativeModel:
             "eh_proj": None,
         }
 
-    # --- tensors ------------------------------------------------------------------------------------------------------------
+    # --- tensors ---
 
     def _new(self, format: str, rows: int, columns: int, *, count: int = 1, turns: int = 1) -> PackedMatrix:
         packed = PackedMatrix(
@@ -326,16 +321,7 @@ class NativeModel:
             rows = torch.empty(len(weight_AD), block.row_bytes(weight_AD.shape[1]), dtype=torch.uint8)
             for first in range(0, len(weight_AD), 4096):
                 some = weight_AD[first : first + 4096].float().contiguous()
-                quant.check_rows(some, block)
-                native.extension().quantise(
-                    self.isa,
-                    FORMATS[format],
-                    some.data_ptr(),
-                    len(some),
-                    some.shape[1],
-                    rows[first].data_ptr(),
-                    self._threads,
-                )
+                rows[first : first + len(some)] = quant.quantise(some, format, threads=self._threads)
         else:
             dtype = torch.float32 if format == "f32" else torch.bfloat16
             format = f"rows_{format}"

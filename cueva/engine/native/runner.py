@@ -52,9 +52,9 @@ class NativeRunner:
     def _measured_expand_factor(self) -> float:
         """How many times dearer an operation of the expanded form is here, to the nearest power of two.
 
-        One layer runs 32 prompt rows over 480 cached positions in either form, and 32 rows over none; what the forms add
-        to the latter, over their operations (`kernels/attend/reference.py`), is compared. Rounded, so that two runs on
-        one machine agree about which form a prompt took.
+        One layer runs 32 prompt rows over 480 cached positions in either form, and 32 rows over none; what the forms
+        add to the latter, over their operations (`kernels/attend/reference.py`), is compared. Rounded, so that two runs
+        on one machine agree about which form a prompt took.
         """
         config, rows, cached = self.config, 32, 480
         cache = self.new_cache(cached + rows)
@@ -190,7 +190,7 @@ class NativeRunner:
             found += logits_TA.log_softmax(-1).gather(-1, target_T[:, None])[:, 0].tolist()
         return found
 
-    # --- one call -------------------------------------------------------------------------------------------------------
+    # --- one call ---
 
     def step(
         self,

@@ -1,7 +1,7 @@
 """Where the native engine's weights come from: a model in memory, or a model directory tensor by tensor.
 
-From a directory nothing is held twice: each tensor is mapped, stored in tiles, and its pages are given back, so the peak
-is the packed model and one tensor. FP8 tensors are handed on as they are, codes and scales.
+From a directory nothing is held twice: each tensor is mapped, stored in tiles, and its pages are given back, so the
+peak is the packed model and one tensor. FP8 tensors are handed on as they are, codes and scales.
 """
 
 from typing import NamedTuple, Protocol

@@ -216,19 +216,7 @@ class PackedMatrix:
             )
 
     def _blocks(self, rows_OI: Tensor) -> Tensor:
-        block = quant.block_format(self.format)
-        quant.check_rows(rows_OI, block)
-        raw_OY = torch.empty(len(rows_OI), block.row_bytes(self.columns), dtype=torch.uint8)
-        self._module.quantise(
-            self.isa,
-            FORMATS[self.format],
-            rows_OI.data_ptr(),
-            len(rows_OI),
-            self.columns,
-            raw_OY.data_ptr(),
-            self._threads,
-        )
-        return raw_OY
+        return quant.quantise(rows_OI, self.format, threads=self._threads)
 
     def _pack(self, index: int, part: int, first_row: int, source: Tensor, kind: int) -> None:
         size = source.element_size()

@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from cueva.errors import CuevaError, ShapeError
+from cueva.kernels import native
 from cueva.kernels.quant import reference
-from cueva.kernels.quant.formats import BLOCK_FORMATS, BlockFormat, block_format
+from cueva.kernels.quant.formats import BLOCK_FORMATS, BlockFormat, block_format, stored_format
 
 BACKENDS = ("torch",)
+NUMBERS = {"q8_0": 3, "q4_0": 4, "q4_k": 5, "q6_k": 6}
+"""The formats as the extension numbers them (`Format` in kernels/native/plan.hpp)."""
 
 
 def check_rows(rows_OK: Tensor, block: BlockFormat) -> None:
@@ -47,7 +50,7 @@ def check_rows(rows_OK: Tensor, block: BlockFormat) -> None:
         )
 
 
-def quantise(rows_OK: Tensor, format: str) -> Tensor:
+def quantise(rows_OK: Tensor, format: str, *, threads: int = 1) -> Tensor:
     """Store rows as blocks.
 
     Q8_0 and Q4_0 give the bytes that `gguf.quants.quantize` gives. Q4_K and Q6_K choose scales (and minima) by a
@@ -57,6 +60,7 @@ def quantise(rows_OK: Tensor, format: str) -> Tensor:
         rows_OK: float32, bfloat16 or float16; K a multiple of the format's values. Leading dimensions beside O are
             kept. Values too small for a float16 scale become zero.
         format: a key of `BLOCK_FORMATS`.
+        threads: of the native kernel, which does the work where it was built; the bytes are the same.
 
     Returns:
         uint8, (O, Y) with Y = K // values * bytes.
@@ -70,7 +74,22 @@ def quantise(rows_OK: Tensor, format: str) -> Tensor:
     """
     block = block_format(format)
     check_rows(rows_OK, block)
-    return reference.quantise(rows_OK.detach(), block)
+    module = native.extension()
+    if module is None:
+        return reference.quantise(rows_OK.detach(), block)
+    rows_OK = rows_OK.detach().float().cpu().contiguous()
+    width = rows_OK.shape[-1]
+    raw_OY = torch.empty(*rows_OK.shape[:-1], block.row_bytes(width), dtype=torch.uint8)
+    module.quantise(
+        native.instruction_set(),
+        NUMBERS[format],
+        rows_OK.data_ptr(),
+        rows_OK.numel() // width,
+        width,
+        raw_OY.data_ptr(),
+        threads,
+    )
+    return raw_OY
 
 
 def dequantise(raw_OY: Tensor, format: str) -> Tensor:
@@ -94,4 +113,13 @@ def dequantise(raw_OY: Tensor, format: str) -> Tensor:
     return reference.dequantise(raw_OY, block)
 
 
-__all__ = ["BACKENDS", "BLOCK_FORMATS", "BlockFormat", "block_format", "check_rows", "dequantise", "quantise"]
+__all__ = [
+    "BACKENDS",
+    "BLOCK_FORMATS",
+    "BlockFormat",
+    "block_format",
+    "check_rows",
+    "dequantise",
+    "quantise",
+    "stored_format",
+]

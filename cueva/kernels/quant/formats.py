@@ -94,3 +94,19 @@ def block_format(name: str) -> BlockFormat:
         known = ", ".join(BLOCK_FORMATS)
         raise CuevaError(f"there is no block format {name!r}{nearest(name, BLOCK_FORMATS)}; the formats are: {known}")
     return BLOCK_FORMATS[name]
+
+
+def stored_format(asked: str, columns: int, *, end: bool = False, plain: str = "bf16") -> str:
+    """The format that a matrix is stored in when a whole model is asked for in one format.
+
+    Args:
+        asked: for the model: a key of `BLOCK_FORMATS`, or any other name, which is kept.
+        columns: inputs of the matrix.
+        end: embedding or head, whose errors reach every logit: Q6_K in a Q4_K model, as is usual.
+        plain: the format of matrices whose columns are no whole blocks of any kind.
+    """
+    wanted = "q6_k" if end and asked == "q4_k" else asked
+    for name in (wanted, "q8_0"):
+        if name not in BLOCK_FORMATS or columns % BLOCK_FORMATS[name].values == 0:
+            return name
+    return plain
