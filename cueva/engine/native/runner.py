@@ -24,6 +24,9 @@ MOST_ROWS = 256
 """Rows of one decoding pass at most: bounds the memory of a step."""
 
 
+_EXPAND_FACTORS: dict[Any, float] = {}
+
+
 class NativeRunner:
     """Runs a native model, and counts its passes."""
 
@@ -39,7 +42,11 @@ class NativeRunner:
         self.passes = 0
         self.mtp_passes = 0
         self._heads: dict[int, tuple[Any, PackedMatrix]] = {}
-        self.expand_factor = self._measured_expand_factor()
+        # Measured once in a process for each shape: two engines of one model agree to the bit about prompts.
+        key = (repr(model.config), model.weights, model.isa, threads)
+        if key not in _EXPAND_FACTORS:
+            _EXPAND_FACTORS[key] = self._measured_expand_factor()
+        self.expand_factor = _EXPAND_FACTORS[key]
         model.plan.set_expand_factor(self.expand_factor)
 
     def follow(self, model: NativeModel) -> None:
@@ -259,7 +266,7 @@ class NativeRunner:
         key = id(ids)
         if key not in self._heads:
             # The array is kept with its head, so that no other can take its identity.
-            self._heads[key] = (ids, self.model.sub_head(depth, torch.as_tensor(ids)))
+            self._heads[key] = (ids, self.model.sub_head(depth, torch.tensor(ids)))
         return self._heads[key][1]
 
 

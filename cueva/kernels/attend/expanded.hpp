@@ -16,10 +16,7 @@ static void turn_key_up(const Matrix& k_up, int64_t nope, int64_t latent, float*
     for (int64_t tile = 0; tile < k_up.tiles(); ++tile)
         for (int64_t n0 = 0; n0 < nope; n0 += 256) {
             const int64_t stop = n0 + 256 < columns ? n0 + 256 : columns;
-            if (k_up.format == Format::rows_f32 || k_up.format == Format::rows_bf16)
-                widen_rows(k_up, tile, n0, stop, wide);
-            else
-                widen(k_up, tile, n0, stop, wide);
+            widen(k_up, tile, n0, stop, wide);
             for (int64_t n = n0; n < nope && n < stop; ++n)
                 for (int64_t r = 0; r < 16 && tile * 16 + r < latent; ++r)
                     out[(n / 16 * padded + tile * 16 + r) * 16 + n % 16] = wide[(n - n0) * 16 + r];
@@ -91,11 +88,7 @@ struct HeadOfPrompt {
         for (int64_t tile = 0; tile < value_tiles; ++tile)
             for (int64_t k0 = 0; k0 < padded; k0 += 256) {
                 const int64_t stop = k0 + 256 < padded ? k0 + 256 : padded;
-                float* to = value_up + (tile * padded + k0) * 16;
-                if (a.v_up[h].format == Format::rows_f32 || a.v_up[h].format == Format::rows_bf16)
-                    widen_rows(a.v_up[h], tile, k0, stop, to);
-                else
-                    widen(a.v_up[h], tile, k0, stop, to);
+                widen(a.v_up[h], tile, k0, stop, value_up + (tile * padded + k0) * 16);
             }
 #if defined(CUEVA_ISA_BF16)
         if (pairs)

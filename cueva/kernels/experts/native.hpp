@@ -41,7 +41,7 @@ CUEVA_PHASE choose_experts(const Layer& layer, const Batch& batch, State& st, co
     const int64_t stride = round_up(router.experts, 16), K = router.chosen;
     const bool alone = st.T <= 8;  // so few rows are not worth a barrier
     const Range rows = alone ? Range{0, team.thread == 0 ? st.T : 0} : team.share(st.T);
-    float* scratch = st.route_scratch + team.thread * (4 * router.experts + 64);
+    float* scratch = st.route_scratch + team.thread * route_scratch_floats(router.experts);
     for (int64_t t = rows.first; t < rows.stop; ++t)
         route_row(router, st.router_TE + t * stride, scratch, st.expert_TK + t * K, st.weight_TK + t * K);
     if (!alone) Team::barrier();

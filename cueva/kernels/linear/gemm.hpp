@@ -67,17 +67,6 @@ struct Groups {
 #endif
 };
 
-// Dense rows that are not in tiles: sixteen of them into a widened tile.
-static void widen_rows(const Matrix& w, int64_t tile, int64_t first, int64_t stop, float* out) {
-    const int64_t cell = w.format == Format::rows_f32 ? 4 : 2;
-    memset(out, 0, (stop - first) * 64);
-    for (int64_t r = 0; r < 16 && tile * 16 + r < w.rows; ++r) {
-        const uint8_t* row = w.data + (tile * 16 + r) * w.tile_bytes;
-        for (int64_t k = first; k < stop && k < w.columns; ++k)
-            out[(k - first) * 16 + r] = source_value(cell == 4 ? 0 : 1, row + k * cell);
-    }
-}
-
 // Results of one tile: out[i] (16 floats) = sum over columns of W[tile] x[rows[i]], for `count` rows.
 // `wide` is scratch for kGemmColumns x 16 floats.
 static void gemm(const Matrix& w, int64_t tile, const Operand& x, const int32_t* rows, int64_t count, float* out,
@@ -96,9 +85,6 @@ static void gemm(const Matrix& w, int64_t tile, const Operand& x, const int32_t*
             wide_pairs = reinterpret_cast<const uint8_t*>(wide);
         } else
 #endif
-            if (w.format == Format::rows_f32 || w.format == Format::rows_bf16)
-            widen_rows(w, tile, k0, stop, wide);
-        else
             widen(w, tile, k0, stop, wide);
         for (int64_t i = 0; i < count; i += kGemmRows) {
             const int here = static_cast<int>(count - i < kGemmRows ? count - i : kGemmRows);

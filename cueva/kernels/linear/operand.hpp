@@ -62,6 +62,9 @@ static inline unsigned needs(const Matrix& w, bool prefill) {
     }
 }
 
+// Blocks whose largest activation is no larger count as zeros: its inverse would overflow.
+constexpr float kSmallestLargest = 0x1p-118f;
+
 // Row `row` of the operand from `columns` floats. Bytes: scale = largest magnitude / 127, rounded to nearest.
 static void prepare(const Operand& to, int64_t row, const float* from, int64_t columns, unsigned need) {
     float* x = to.x_TI + row * to.padded;
@@ -82,7 +85,7 @@ static void prepare(const Operand& to, int64_t row, const float* from, int64_t c
             const F32x16 low = load(x + block * 32), high = load(x + block * 32 + 16);
             const float most = largest(max(absolute(low), absolute(high)));
             const float scale = most / 127.0f;
-            const F32x16 by = splat(most > 0.0f ? 127.0f / most : 0.0f);
+            const F32x16 by = splat(most > kSmallestLargest ? 127.0f / most : 0.0f);
             store_s8(bytes + block * 32, mul(low, by));
             store_s8(bytes + block * 32 + 16, mul(high, by));
             scales[block] = scale;

@@ -6,7 +6,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from cueva.errors import RequestError, ShapeError, nearest
+from cueva.errors import CuevaError, RequestError, ShapeError, nearest
 from cueva.kernels import native, quant
 
 FORMATS: Final[Mapping[str, int]] = {
@@ -120,6 +120,10 @@ class PackedMatrix:
             CuevaError: values that the format cannot hold.
         """
         self._check(weight_OI)
+        if weight_OI.dtype not in SOURCES:
+            raise CuevaError(f"weights are float32, bfloat16 or float16, not {weight_OI.dtype}")
+        if self.format == "fp8":
+            raise CuevaError("fp8 weights are codes with scales", way_out="try fill_fp8")
         if self.format in ("f32", "bf16"):
             self._pack(index, part, 0, weight_OI, SOURCES[weight_OI.dtype])
             return
@@ -158,6 +162,16 @@ class PackedMatrix:
             ShapeError: of another shape, or NaN codes.
         """
         self._check(code_OI)
+        rows = (scale_row + self.rows - 1) // FP8_BLOCK + 1
+        columns = (scale_column + self.columns - 1) // FP8_BLOCK + 1
+        if scale_column % FP8_BLOCK or scale_GJ.dim() != 2 or scale_GJ.shape[0] < rows or scale_GJ.shape[1] < columns:
+            raise ShapeError(
+                f"{tuple(scale_GJ.shape)} scales do not cover {self.rows} x {self.columns} codes from row {scale_row}, "
+                f"column {scale_column} on: one is needed for each {FP8_BLOCK} x {FP8_BLOCK}"
+            )
+        # Stored times 2^8: what is finite has to stay so.
+        if bool((scale_GJ.float().isfinite() & (scale_GJ.float().abs() >= 2.0**120)).any()):
+            raise CuevaError("an FP8 scale of 2^120 or more cannot be used: with it the largest weights overflow")
         codes_OI = code_OI.view(torch.uint8)
         if bool(((codes_OI & 0x7F) == 0x7F).any()):
             raise ShapeError("the FP8 weights hold NaN, with which nothing can be computed")

@@ -16,6 +16,8 @@ BYTE_FORMATS = frozenset(quant.BLOCK_FORMATS)
 """Formats whose decode products take activations as signed bytes."""
 ACTIVATION_BLOCK = 32
 """Columns of an activation that share a scale."""
+SMALLEST_LARGEST = 2.0**-118
+"""Blocks whose largest activation is no larger count as zeros: its inverse would overflow."""
 
 
 def stored(weight_OI: Tensor, format: str) -> Tensor:
@@ -32,7 +34,7 @@ def with_byte_activations(x_TI: Tensor) -> Tensor:
     padding = -x_TI.shape[-1] % ACTIVATION_BLOCK
     blocks = F.pad(x_TI.float(), (0, padding)).unflatten(-1, (-1, ACTIVATION_BLOCK))
     largest = blocks.abs().amax(-1, keepdim=True)
-    inverse = torch.where(largest > 0, 127.0 / largest, torch.zeros_like(largest))
+    inverse = torch.where(largest > SMALLEST_LARGEST, 127.0 / largest, torch.zeros_like(largest))
     return ((blocks * inverse).round() * (largest / 127.0)).flatten(-2)[..., : x_TI.shape[-1]]
 
 

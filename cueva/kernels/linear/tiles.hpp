@@ -255,11 +255,26 @@ static inline U8x64 two_bits(U8x64 high, int64_t i) {
     return i == 0 ? bits<0>(high, 3) : i == 1 ? bits<2>(high, 3) : i == 2 ? bits<4>(high, 3) : bits<6>(high, 3);
 }
 
+// Dense rows that are not in tiles: sixteen of them into a widened tile.
+static void widen_rows(const Matrix& w, int64_t tile, int64_t first, int64_t stop, float* out) {
+    const int64_t cell = w.format == Format::rows_f32 ? 4 : 2;
+    memset(out, 0, (stop - first) * 64);
+    for (int64_t r = 0; r < 16 && tile * 16 + r < w.rows; ++r) {
+        const uint8_t* row = w.data + (tile * 16 + r) * w.tile_bytes;
+        for (int64_t k = first; k < stop && k < w.columns; ++k)
+            out[(k - first) * 16 + r] = source_value(cell == 4 ? 0 : 1, row + k * cell);
+    }
+}
+
 // Columns [first, stop) of a tile as float32, [column][16 rows]: exactly the numbers stored. `first` is a multiple of
 // 256, and so is `stop` unless it is the padded end.
 static void widen(const Matrix& w, int64_t tile, int64_t first, int64_t stop, float* out) {
     const uint8_t* data = w.data + tile * w.tile_bytes;
     switch (w.format) {
+        case Format::rows_f32:
+        case Format::rows_bf16:
+            widen_rows(w, tile, first, stop, out);
+            return;
         case Format::f32:
             memcpy(out, data + first * 64, (stop - first) * 64);
             return;

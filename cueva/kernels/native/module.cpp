@@ -68,7 +68,7 @@ public:
               int64_t column_stride, uintptr_t scales, int64_t scale_stride, int64_t scale_row, int64_t scale_column,
               int threads) {
         const Matrix& m = matrices_.at(index);
-        if (first_row % kTileRows || first_row < 0 || first_row + rows > part_rows_ || part >= turns_)
+        if (first_row % kTileRows || first_row < 0 || first_row + rows > part_rows_ || part < 0 || part >= turns_)
             throw std::invalid_argument("rows to pack do not fit the matrix");
         uint8_t* to = const_cast<uint8_t*>(m.data) + (first_row / kTileRows * turns_ + part) * m.tile_bytes;
         nb::gil_scoped_release free;
@@ -78,6 +78,7 @@ public:
     }
     void set_bias(int64_t index, uintptr_t from) {
         Matrix& m = matrices_.at(index);
+        if (turns_ != 1) throw std::invalid_argument("matrices whose tiles take turns have no bias");
         biases_.emplace_back(m.padded_rows() * 4);
         memcpy(biases_.back().data(), reinterpret_cast<const void*>(from), m.rows * 4);
         m.bias = reinterpret_cast<const float*>(biases_.back().data());
@@ -98,7 +99,8 @@ public:
             if (id[i] < 0 || id[i] >= m.rows) throw std::invalid_argument("a row outside the matrix");
             if (tile != held) {
                 Matrix one = m;
-                one.data += tile * m.tile_bytes;
+                const bool mapped = m.format == Format::rows_f32 || m.format == Format::rows_bf16;
+                one.data += tile * m.tile_bytes * (mapped ? kTileRows : 1);
                 one.rows = m.rows - tile * kTileRows < kTileRows ? m.rows - tile * kTileRows : kTileRows;
                 kernels_->unpack(one, sixteen.data(), m.columns);
                 held = tile;

@@ -71,6 +71,9 @@ struct Sizes {
 
 static inline int64_t more(int64_t a, int64_t b) { return a > b ? a : b; }
 
+// Length of `identity`: every list of rows that some product walks.
+static int64_t numbers_needed(const Sizes& s, int64_t T) { return T * more(1, more(s.heads, s.chosen)); }
+
 static Sizes sizes_of(const Depth& depth) {
     Sizes s = {};
     for (int64_t i = 0; i < depth.layer_count; ++i) {
@@ -136,7 +139,7 @@ static State carve(Arena& arena, const Model& model, const Batch& batch, int thr
     st.cos_TJ = arena.floats(T * s.rope / 2);
     st.sin_TJ = arena.floats(T * s.rope / 2);
     st.router_TE = arena.floats(T * round_up(more(s.experts, 1), 16));
-    st.route_scratch = arena.floats(threads * (4 * s.experts + 64));
+    st.route_scratch = arena.floats(threads * route_scratch_floats(s.experts));
     st.weight_TK = arena.floats(T * more(s.chosen, 1));
     st.expert_TK = arena.ints(T * more(s.chosen, 1));
     st.rows_of.first = arena.ints(s.experts + 1);
@@ -145,7 +148,7 @@ static State carve(Arena& arena, const Model& model, const Batch& batch, int thr
     st.rows_of.weight = arena.floats(T * more(s.chosen, 1));
     st.act_TF = arena.floats(T * st.inner_stride);
     st.act_SF = arena.floats(T * more(s.chosen, 1) * st.slot_stride);
-    st.identity = arena.ints(more(T, T * s.heads) + 1);
+    st.identity = arena.ints(numbers_needed(s, T) + 1);
 
     // Attention: absorbed segments put their (row, head) pairs into lanes.
     Span* spans = reinterpret_cast<Span*>(arena.bytes(batch.segment_count * static_cast<int64_t>(sizeof(Span))));

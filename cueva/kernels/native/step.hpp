@@ -47,8 +47,7 @@ CUEVA_PHASE enter(const Model& model, const Depth& depth, const Batch& batch, St
             prepare(st.width_op, t, join, 2 * D, needs(depth.eh_proj, t >= batch.decode_rows));
         }
     }
-    const int64_t all = more(st.T, st.T * more(a.heads, depth.layers[0].routed ? depth.layers[0].router.chosen : 1));
-    const Range numbers = team.share(all);
+    const Range numbers = team.share(numbers_needed(sizes_of(depth), st.T));
     for (int64_t i = numbers.first; i < numbers.stop; ++i) st.identity[i] = static_cast<int32_t>(i);
 }
 

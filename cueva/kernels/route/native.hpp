@@ -21,7 +21,10 @@ static inline void best(float* value, int64_t size, int64_t count, int32_t* out)
     }
 }
 
-// One row. `scratch` has room for 2 E + 2 G floats and G ints; experts and weights of the row go to expert_K, weight_K.
+// Room for scores and choices of E experts, two numbers and a place in the order for each of at most E groups.
+static inline int64_t route_scratch_floats(int64_t experts) { return 5 * experts + 64; }
+
+// One row. `scratch` has `route_scratch_floats`; experts and weights of the row go to expert_K, weight_K.
 static void route_row(const cueva::Router& router, const float* logit_E, float* scratch, int32_t* expert_K,
                       float* weight_K) {
     const int64_t experts = router.experts, groups = router.groups;
