@@ -34,7 +34,9 @@ def with_byte_activations(x_TI: Tensor) -> Tensor:
     padding = -x_TI.shape[-1] % ACTIVATION_BLOCK
     blocks = F.pad(x_TI.float(), (0, padding)).unflatten(-1, (-1, ACTIVATION_BLOCK))
     largest = blocks.abs().amax(-1, keepdim=True)
-    inverse = torch.where(largest > SMALLEST_LARGEST, 127.0 / largest, torch.zeros_like(largest))
+    # One division, as the kernels do it: a number over a tensor would be a reciprocal and a product.
+    inverse = torch.full_like(largest, 127.0) / largest
+    inverse = torch.where(largest > SMALLEST_LARGEST, inverse, torch.zeros_like(largest))
     return ((blocks * inverse).round() * (largest / 127.0)).flatten(-2)[..., : x_TI.shape[-1]]
 
 
