@@ -12,7 +12,9 @@ from cueva import engine
 from cueva.checkpoint import load_model, resolve, save_model
 from cueva.checkpoint.save import SavesItself
 from cueva.engine import Codec
+from cueva.engine.native import WEIGHT_FORMATS, NativeModel, open_native, stored_weights, why_not
 from cueva.errors import CheckpointError, RequestError
+from cueva.kernels.native import default_threads
 from cueva.model import CausalLM
 from cueva.text import Tokenizer
 
@@ -78,10 +80,10 @@ class Engine(engine.Engine):
         Args:
             path_or_model: a model directory, a name on the hub, or a model.
             tokenizer: None: the one beside the weights; an engine without any works on token ids.
-            weights: "f32" or "bf16": what to compute in. None: as the weights are stored.
+            weights: "f32", "bf16", "fp8", "q8_0", "q4_0" or "q4_k": how to hold the weights. None: as they are stored.
             device: "auto": where the model lies; for a path, a CUDA device where there is one, else the CPU.
             generation: sampling defaults; None: those of the directory.
-            **options: `threads`, `cache_tokens`, `prefill_chunk`, `rows`; see `cueva.engine.Engine`.
+            **options: `backend`, `threads`, `cache_tokens`, `prefill_chunk`, `rows`, ...; see `cueva.engine.Engine`.
 
         Raises:
             CheckpointError, ConfigError: there is no usable model at that path.
@@ -91,13 +93,30 @@ class Engine(engine.Engine):
             super().__init__(path_or_model, tokenizer, weights=weights, device=device, generation=generation, **options)
             return
         folder = resolve(path_or_model)
-        # A name that is none of ours is for the engine to refuse; it knows which are to come.
-        model = load(folder, WEIGHTS.get(weights or "", "auto"), device)
         if tokenizer is None and (folder / "tokenizer.json").is_file():
             tokenizer = Tokenizer.load(folder)
         if generation is None:
             generation = read_generation(folder)
+        native = _native(folder, weights, device, **options)
+        if native is not None:
+            super().__init__(native, tokenizer, generation=generation, **options)
+            return
+        # A name that is none of ours is for the engine to refuse.
+        model = load(folder, WEIGHTS.get(weights or "", "auto"), device)
         super().__init__(model, tokenizer, weights=weights, generation=generation, **options)
+
+
+def _native(
+    folder: Path, weights: str | None, device: str, backend: str = "auto", threads: int | None = None, **_: Any
+) -> NativeModel | None:
+    """The model of a directory for the native engine, read tensor by tensor; None where PyTorch is to serve or refuse."""
+    if backend == "torch" or _device(device).type != "cpu":
+        return None
+    config, stored = stored_weights(folder)
+    asked = weights or stored
+    if why_not(config) is not None or asked not in WEIGHT_FORMATS:
+        return None
+    return open_native(folder, asked, threads=threads or default_threads())
 
 
 def read_generation(folder: Path) -> dict[str, Any]:

@@ -5,17 +5,22 @@ Read `engine.py` first, then `scheduler.py` (one round), `runner.py` (why rows d
 """
 
 from cueva.engine.answers import Answer, FinishReason, Piece, Stats
+from cueva.engine.backends import Backend
 from cueva.engine.cache import CacheFull, CachePool, SequenceCache, bytes_per_token
+from cueva.engine.draft_vocabulary import frequent_ids
 from cueva.engine.engine import Engine
+from cueva.engine.plan import DraftingReport
 from cueva.engine.sampling import TokenLogprob
 from cueva.engine.settings import Sampling
 from cueva.engine.stops import Codec
 
 __all__ = [
     "Answer",
+    "Backend",
     "CacheFull",
     "CachePool",
     "Codec",
+    "DraftingReport",
     "Engine",
     "FinishReason",
     "Piece",
@@ -24,4 +29,5 @@ __all__ = [
     "Stats",
     "TokenLogprob",
     "bytes_per_token",
+    "frequent_ids",
 ]

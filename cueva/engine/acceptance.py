@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cueva.engine.draws import Draws, Purpose
-from cueva.engine.sampling import Probabilities, process
+from cueva.engine.sampling import Among, Probabilities, process, process_among
 from cueva.engine.settings import Settings
 
 
@@ -49,19 +49,23 @@ def residual(target_A: Probabilities, draft_A: Probabilities) -> Probabilities |
 
 
 def draw_draft(
-    logits_A: NDArray[np.float32],
+    logits: NDArray[np.float32],
     prompt: Sequence[int],
     answer: Sequence[int],
     settings: Settings,
     draws: Draws,
     usable: int | None = None,
+    among: Among | None = None,
 ) -> Draft:
     """Draw a draft from an MTP module's logits, processed as the model's are.
 
     The draft is drawn from q and is not its likeliest token: the rule above divides by the probability with which it
-    really was proposed.
+    really was proposed. Any q will do, so the logits may be those of some ids only (`among`): the others have q = 0.
     """
-    probability_A = process(logits_A, prompt, answer, settings, usable=usable)
+    if among is None:
+        probability_A = process(logits, prompt, answer, settings, usable=usable)
+    else:
+        probability_A = process_among(logits, prompt, answer, settings, among)
     if settings.greedy:
         return Draft(int(probability_A.argmax()), probability_A)
     position = len(prompt) + len(answer)

@@ -43,6 +43,7 @@ class SequenceCache:
         """
         layers = config.num_hidden_layers + config.num_nextn_predict_layers
         self.limit = limit
+        self._main = config.num_hidden_layers
         self._width = config.kv_lora_rank + config.qk_rope_head_dim
         self._rows = [torch.empty(0, self._width, dtype=dtype, device=device) for _ in range(layers)]
         self._lengths = [0] * layers
@@ -84,6 +85,11 @@ class SequenceCache:
         """Forget the rows from `length` on; the memory stays for those that follow."""
         assert 0 <= length <= self._lengths[layer], (layer, length, self._lengths[layer])
         self._lengths[layer] = length
+
+    def truncate_main(self, length: int) -> None:
+        """Forget the rows of all main layers from `length` on."""
+        for layer in range(self._main):
+            self.truncate(layer, length)
 
     @property
     def allocated_bytes(self) -> int:

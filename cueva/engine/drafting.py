@@ -16,6 +16,7 @@ All of this decides how often a draft is right, never which text comes out (`acc
 Source: DeepSeek-V3 report (arXiv:2412.19437), section 2.2 and eqs. 21-23, read for inference.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -28,8 +29,12 @@ from cueva.engine.acceptance import Draft
 from cueva.engine.cache import SequenceCache
 from cueva.engine.runner import Runner, Work
 
-LAG_MOST: Final = 64
-"""Rows a module may lag behind before it catches up without drafting; bounds the states that are kept for it."""
+LAG_MOST: Final = 1024
+"""Rows a module may lag behind before it must catch up or be given up; bounds the states that are kept for it."""
+USUAL_LAG: Final = 6
+"""Rows behind after a round of drafts that all stayed."""
+CATCH_UP_FROM: Final = 32
+"""Rows behind from which they run as a prompt does, many at a time, and not as rows of drafting."""
 
 
 class StateRows:
@@ -89,6 +94,26 @@ class ModuleChain:
         """Rows that module `depth` holds."""
         return self.cache.length(self.layer(depth))
 
+    @property
+    def lag(self) -> int:
+        """Rows that the module furthest behind has still to see."""
+        return max((behind.stop - behind.first for behind in self.states), default=0)
+
+    @property
+    def falls_behind(self) -> bool:
+        """Whether catching up at once takes less than row by row."""
+        return self.lag > CATCH_UP_FROM
+
+    @property
+    def lags_most(self) -> bool:
+        """Whether more states would have to be kept than shall be."""
+        return self.lag > LAG_MOST
+
+    @property
+    def backlog(self) -> int:
+        """Rows to see beyond those that a round with drafts leaves behind."""
+        return max(self.lag - USUAL_LAG, 0)
+
     def prefill(self, prompt: Sequence[int], start: int, state_ND: Tensor) -> None:
         """Take the states of one prompt chunk through the modules, row by row as far as the prompt's tokens reach.
 
@@ -145,15 +170,27 @@ class ModuleChain:
                 self.states[depth].truncate(kept)
             self.states[depth - 1].drop_before(kept)
 
-    def catch_up(self, tokens: Sequence[int]) -> None:
-        """Let modules that lag far behind run rows that only decided tokens enter; the newest waits for a draft."""
+    def catch_up(self, tokens: Sequence[int]) -> int:
+        """Run the rows of modules that lag behind, as far as decided tokens enter them; the newest waits for a draft.
+
+        They run as a prompt does, in chunks. A draft may differ in its last bits from one after smaller steps, which
+        changes no greedy text; for sampled requests it happens at rounds that depend on nothing but the request.
+
+        Returns:
+            Rows that the module furthest behind ran.
+        """
+        most = 0
         for depth in range(1, self.depths + 1):
-            behind, first = self.states[depth - 1], self.length(depth)
-            stop = min(behind.stop, len(tokens) - 1 - depth)
-            if behind.stop - behind.first > LAG_MOST and stop > first:
-                ids = tokens[first + depth : stop + depth]
-                (done,) = self.runner.mtp(depth, [Work(self.cache, ids, behind.get(first, stop))], logits=False)
-                self._seen(depth, done.state_ND)
+            begun = self.length(depth)
+            stop = min(self.states[depth - 1].stop, len(tokens) - 1 - depth)
+            for first in range(begun, stop, self.runner.prefill_chunk):
+                last = min(first + self.runner.prefill_chunk, stop)
+                h_ND = self.runner.mtp_prefill(
+                    depth, self.cache, tokens[first + depth : last + depth], self.states[depth - 1].get(first, last)
+                )
+                self._seen(depth, h_ND)
+            most = max(most, stop - begun)
+        return most
 
 
 def draft(
@@ -162,6 +199,8 @@ def draft(
     tokens: Sequence[Sequence[int]],
     counts: Sequence[int],
     draw: Callable[[int, Sequence[Draft], NDArray[np.float32]], Draft],
+    ids: Sequence[NDArray[np.int64] | None] | None = None,
+    took: Callable[[int, bool, float], None] | None = None,
 ) -> list[list[Draft]]:
     """Propose `counts[i]` tokens for each sequence, all sequences together, depth by depth.
 
@@ -170,18 +209,29 @@ def draft(
         chains: one per sequence.
         tokens: t_0 .. t_n of each.
         counts: how many drafts each wants; zero is fine.
-        draw: given the sequence's number, its drafts so far and a module's logits (A), draws the next draft.
+        draw: given the sequence's number, its drafts so far and a module's logits (A or V), draws the next draft.
+        ids: for each, the only ids that logits are computed of (V, ascending); None is all. Sequences that draft from
+            the same array run together.
+        took: told the rows, whether logits were of some ids only, and the seconds of every step.
     """
     drafts: list[list[Draft]] = [[] for _ in chains]
+    ids = ids or [None] * len(chains)
+    kinds = {id(some): some for some in ids}
     for step in range(1, max(counts, default=0) + 1):
-        some = [i for i, count in enumerate(counts) if count >= step]
 
         def token(place: int, i: int) -> int:
             known = tokens[i]
             return known[place] if place < len(known) else drafts[i][place - len(known)].token_id
 
-        work = [chains[i].work(step, lambda place, i=i: token(place, i)) for i in some]
-        for i, done in zip(some, runner.mtp(min(step, runner.depths), work), strict=True):
-            chains[i].ran(step, done.state_ND)
-            drafts[i].append(draw(i, drafts[i], done.logits_NA[-1]))
+        for name, some_V in kinds.items():
+            some = [i for i, count in enumerate(counts) if count >= step and id(ids[i]) == name]
+            if not some:
+                continue
+            started = time.perf_counter()
+            work = [chains[i].work(step, lambda place, i=i: token(place, i)) for i in some]
+            for i, done in zip(some, runner.mtp(min(step, runner.depths), work, ids=some_V), strict=True):
+                chains[i].ran(step, done.state_ND)
+                drafts[i].append(draw(i, drafts[i], done.logits_NA[-1]))
+            if took is not None:
+                took(sum(len(one.ids) for one in work), some_V is not None, time.perf_counter() - started)
     return drafts

@@ -8,7 +8,6 @@ Each call makes a `Batch` (`scheduler.py`); the engine keeps what outlives calls
 measured speeds, the model's defaults. `docs/generation.md` says how the parts fit together and what they guarantee.
 """
 
-import copy
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,22 +16,24 @@ from typing import Any, Final, Literal
 import torch
 
 from cueva.engine.answers import Answer, Piece
+from cueva.engine.backends import Backend, chosen_backend, converted
 from cueva.engine.cache import CachePool, bytes_per_token
+from cueva.engine.draft_vocabulary import AskedVocabulary, DraftVocabulary
 from cueva.engine.draws import fresh_seed
+from cueva.engine.native import LiveModel, ModuleWeights, NativeModel, NativeRunner, PagedPool, weights_of
+from cueva.engine.plan import DraftingReport, DraftPlan
 from cueva.engine.requests import Defaults, Prompt, make_request, prompt_ids
 from cueva.engine.runner import Runner
 from cueva.engine.running import Cancel
-from cueva.engine.scheduler import Batch, DraftPlan
+from cueva.engine.scheduler import Batch
 from cueva.engine.settings import Sampling
 from cueva.engine.stops import Codec
-from cueva.errors import RequestError, nearest
+from cueva.errors import RequestError
+from cueva.kernels.native import default_threads
 from cueva.model import CausalLM
 
 log = logging.getLogger("cueva.engine")
 
-DTYPES: Final = {"f32": torch.float32, "bf16": torch.bfloat16}
-NATIVE: Final = ("fp8", "q8_0", "q4_0", "q4_k")
-"""Weight formats that the native engine will bring."""
 SCORED_ROWS: Final = 256
 """Rows whose logits `score` holds at once."""
 
@@ -51,36 +52,44 @@ class Engine:
 
     def __init__(
         self,
-        model: CausalLM,
+        model: CausalLM | NativeModel,
         tokenizer: Codec | None = None,
         *,
+        backend: Backend = "auto",
         weights: str | None = None,
         threads: int | None = None,
         cache_tokens: int | None = None,
-        prefill_chunk: int = 128,
+        prefill_chunk: int | None = None,
         rows: int = 8,
         device: str = "auto",
         generation: Mapping[str, Any] | None = None,
+        draft_vocabulary: AskedVocabulary = "auto",
     ):
         """Get ready, and check once that this machine computes rows independently (`runner.py`).
 
         Args:
             model: the model; it stays as it is. `cueva.Engine` also takes a path.
             tokenizer: makes text prompts, text answers and stop strings possible.
-            weights: "f32" or "bf16": what to compute in. None is the model's own; another makes a converted copy.
-            threads: of PyTorch, for the whole process; None leaves them.
+            backend: "native", the C++ kernels for the CPU, which keep a copy of the weights laid out for them; "torch",
+                the definition of what is computed; "auto": native where it can serve.
+            weights: "f32", "bf16", "fp8", "q8_0", "q4_0" or "q4_k": how the weights are held (`docs/performance.md`
+                says what each costs in exactness); the last four are native only. None is the model's own dtype.
+            threads: that compute. None: as many as this process may use; with "torch", what PyTorch has, and a number
+                is set for the whole process.
             cache_tokens: positions of all running sequences together; None lets `rows` sequences be as long as the
                 model allows. Memory is taken as sequences grow.
-            prefill_chunk: rows of a prefill pass. Fixed for the engine's life, as is `rows`: another size may change
-                the last bits of logits.
-            rows: of a decoding pass, and the most sequences that run at once; the others wait.
+            prefill_chunk: rows of a prefill pass, fixed for the engine's life: another size may change the last bits of
+                logits. None: 512 natively, 128 with "torch".
+            rows: the most sequences that run at once; the others wait. With "torch" also the rows of a decoding pass.
             device: "auto" is where the model lies; another makes a copy there.
             generation: the model's `generation_config.json`: defaults for what a `Sampling` leaves open.
+            draft_vocabulary: ids that drafts are chosen from (`draft_vocabulary.py`), which changes speed only: a
+                number of ids (the most frequent ones), the ids, None for all, "auto" for what pays.
 
         Raises:
             RequestError: an option that means nothing.
         """
-        if not isinstance(model, CausalLM):
+        if not isinstance(model, CausalLM | NativeModel):
             raise RequestError(
                 f"an engine takes a model, but got {type(model).__name__}",
                 way_out="try cueva.Engine, which loads one from a path",
@@ -88,18 +97,29 @@ class Engine:
         for name, value in {"prefill_chunk": prefill_chunk, "rows": rows, "threads": threads}.items():
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise RequestError(f"{name} is {value!r}, but it must be a whole number of at least 1")
-        if threads is not None:
-            torch.set_num_threads(threads)
-        self.model = _converted(model, weights, device)
         self.tokenizer = tokenizer
         self.config = model.config
         self.defaults = Defaults.read(generation or {}, self.config, tokenizer)
-        self.runner = Runner(self.model, rows=rows, prefill_chunk=prefill_chunk)
         if cache_tokens is None:
             cache_tokens = rows * self.config.max_position_embeddings
-        self.pool = CachePool(self.config, cache_tokens, dtype=self.runner.dtype, device=self.runner.device)
+        self.model = model
+        self._live: LiveModel | None = None
+        if isinstance(model, NativeModel) or chosen_backend(model, backend, weights, device) == "native":
+            threads = threads or default_threads()
+            if isinstance(model, CausalLM):
+                asked = weights or weights_of(model.lm_head.weight.dtype) or "f32"
+                self._live = LiveModel(ModuleWeights(model), asked, threads=threads)
+                model = self._live.model
+            self.runner = NativeRunner(model, threads=threads, prefill_chunk=prefill_chunk or 512)
+            self.pool = PagedPool(self.config, cache_tokens, dtype=model.cache_dtype, sequences=rows)
+        else:
+            if threads is not None:
+                torch.set_num_threads(threads)
+            self.model = converted(model, weights, device)
+            self.runner = Runner(self.model, rows=rows, prefill_chunk=prefill_chunk or 128)
+            self.pool = CachePool(self.config, cache_tokens, dtype=self.runner.dtype, device=self.runner.device)
         self._most_active = rows
-        self._plan = DraftPlan(self.runner)
+        self._plan = DraftPlan(self.runner, DraftVocabulary(draft_vocabulary, self.config, self.defaults.usable))
         self._described = False
         # Passes of several threads take turns; between them, other calls may go on.
         self._turn = threading.RLock()
@@ -138,7 +158,7 @@ class Engine:
             make_request(prompt, one or Sampling(), draft, self.defaults, self.pool.tokens, fresh_seed(), asked)
             for prompt, one, asked in zip(prompts, samplings, cancels, strict=True)
         ]
-        self._describe_once()
+        self._begin()
         answers: dict[int, Answer] = {}
         with Batch(requests, self.runner, self.pool, self._plan, self._most_active) as batch:
             while batch.busy:
@@ -165,7 +185,7 @@ class Engine:
         """
         defaults, tokens = self.defaults, self.pool.tokens
         request = make_request(prompt, sampling or Sampling(), draft, defaults, tokens, fresh_seed(), cancel)
-        self._describe_once()
+        self._begin()
 
         def pieces() -> Iterator[Piece]:
             with Batch([request], self.runner, self.pool, self._plan, self._most_active) as batch:
@@ -236,6 +256,11 @@ class Engine:
                 f"the text has {len(ids)} tokens, but this model has {self.config.max_position_embeddings} positions",
                 way_out="try a shorter text, or score it in parts",
             )
+        if isinstance(self.runner, NativeRunner):
+            self._begin()
+            with self._turn:
+                return self.runner.log_probabilities(ids)
+        assert isinstance(self.model, CausalLM)
         ids_T = torch.tensor(ids, device=self.runner.device)
         with self._turn:
             hidden_TD = self.model.states(ids_T[None], mtp=False).hidden_BTD[0]
@@ -246,11 +271,19 @@ class Engine:
                 found += logits_TA.log_softmax(-1).gather(-1, target_T[:, None])[:, 0].tolist()
         return found
 
+    def drafting(self) -> DraftingReport:
+        """What this engine has learned about drafting: costs, acceptance, what was chosen. `print` shows it."""
+        return self._plan.report()
+
     def describe_sampling(self) -> str:
         """Say which sampling defaults hold and where they come from, in one line."""
         return self.defaults.describe()
 
-    def _describe_once(self) -> None:
+    def _begin(self) -> None:
+        """Before a request: read the weights again if they changed, and say once which defaults hold."""
+        if self._live is not None and isinstance(self.runner, NativeRunner):
+            with self._turn:
+                self.runner.follow(self._live.current())
         if not self._described:
             self._described = True
             log.info("%s", self.describe_sampling())
@@ -263,7 +296,7 @@ class Engine:
     @property
     def cache_bytes_per_token(self) -> int:
         """Memory of one position in the main layers."""
-        return bytes_per_token(self.config, self.runner.dtype)
+        return bytes_per_token(self.config, self.runner.cache_dtype)
 
 
 def _for_each(given: Any, count: int, what: str, kind: type | None) -> list[Any]:
@@ -273,29 +306,3 @@ def _for_each(given: Any, count: int, what: str, kind: type | None) -> list[Any]
     if len(given) != count:
         raise RequestError(f"there are {count} prompts but {len(given)} {what}; give one for all, or one for each")
     return list(given)
-
-
-def _converted(model: CausalLM, weights: str | None, device: str) -> CausalLM:
-    """The model itself if it is as wanted, else a copy that is."""
-    if weights in NATIVE:
-        raise RequestError(
-            f"weights={weights!r} comes with the native engine; this one computes in plain PyTorch",
-            way_out="try weights='bf16' or weights='f32'",
-        )
-    if weights is not None and weights not in DTYPES:
-        raise RequestError(
-            f"there is no weights={weights!r}{nearest(weights, [*DTYPES, *NATIVE])}; 'f32' or 'bf16' fit"
-        )
-    own = model.lm_head.weight
-    dtype = own.dtype if weights is None else DTYPES[weights]
-    try:
-        place = own.device if device == "auto" else torch.device(device)
-    except RuntimeError as error:
-        raise RequestError(f"there is no device {device!r}; 'auto', 'cpu' or 'cuda' fit") from error
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise RequestError(
-            f"device {device!r} was asked for, but PyTorch finds no CUDA device", way_out="try device='cpu'"
-        )
-    if dtype == own.dtype and place.type == own.device.type and place.index in (None, own.device.index):
-        return model
-    return copy.deepcopy(model).to(device=place, dtype=dtype)

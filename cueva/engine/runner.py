@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cueva.engine.cache import SequenceCache
+from cueva.engine.heads import Heads, measure
 from cueva.model import CausalLM, Segment
 
 log = logging.getLogger("cueva.engine")
@@ -72,6 +73,7 @@ class Runner:
         self.passes = 0
         self.mtp_passes = 0
         self.rows = rows
+        self._heads = Heads(model)
         if rows > 1 and not rows_are_independent(model, rows):
             log.warning(
                 "on this machine the rows of a %d-row pass influence each other's last bits; decoding one row at a "
@@ -85,6 +87,20 @@ class Runner:
         """MTP modules of the model."""
         return self.model.config.num_nextn_predict_layers
 
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """Of the cached rows."""
+        return self.dtype
+
+    @property
+    def padded_rows(self) -> int:
+        """Rows that every decoding pass is filled up to: what a pass costs goes by this."""
+        return self.rows
+
+    def measure(self, depth: int, rows: int, cached: int, ids: NDArray[np.int64] | None = None) -> float:
+        """Seconds of one made-up pass; see `cueva.engine.costs.Measures`."""
+        return measure(self, depth, rows, cached, ids)
+
     def new_cache(self, limit: int) -> SequenceCache:
         """A cache outside any budget."""
         return SequenceCache(self.model.config, limit, dtype=self.dtype, device=self.device)
@@ -97,11 +113,25 @@ class Runner:
         return self._run(work, depth=0, last_logits_only=False)
 
     @torch.inference_mode()
-    def mtp(self, depth: int, work: Sequence[Work], *, logits: bool = True) -> list[Done]:
-        """Run rows through MTP module `depth`; `logits_NA` has only the last row's (1, A), or nothing."""
-        return self._run(work, depth=depth, last_logits_only=True, logits=logits)
+    def mtp(
+        self, depth: int, work: Sequence[Work], *, logits: bool = True, ids: NDArray[np.int64] | None = None
+    ) -> list[Done]:
+        """Run rows through MTP module `depth`; `logits_NA` has only the last row's (1, A), or nothing.
 
-    def _run(self, work: Sequence[Work], *, depth: int, last_logits_only: bool, logits: bool = True) -> list[Done]:
+        With `ids` (V, ascending, not written to again) it has the logits of these ids only (1, V). The same array is
+        passed again and again, so what is prepared for it may be kept by its identity.
+        """
+        return self._run(work, depth=depth, last_logits_only=True, logits=logits, ids=ids)
+
+    def _run(
+        self,
+        work: Sequence[Work],
+        *,
+        depth: int,
+        last_logits_only: bool,
+        logits: bool = True,
+        ids: NDArray[np.int64] | None = None,
+    ) -> list[Done]:
         states: list[list[Tensor]] = [[] for _ in work]
         found: list[list[NDArray[np.float32]]] = [[] for _ in work]
         for parts in self._passes(work):
@@ -126,14 +156,14 @@ class Runner:
             # The head sees the whole pass too: its shape is as fixed as the rest.
             ends = [part.first + part.rows == len(work[part.work].ids) for part in parts]
             needed = logits and (not last_logits_only or any(ends))
-            logits_TA = self.model.logits(h_TD, depth).cpu().numpy() if needed else None
+            logits_TA = self._heads.logits(h_TD, depth, ids).cpu().numpy() if needed else None
             for part, at_end in zip(parts, ends, strict=True):
                 states[part.work].append(h_TD[part.start : part.start + part.rows])
                 if logits_TA is None or (last_logits_only and not at_end):
                     continue
                 first = part.start + (part.rows - 1 if last_logits_only else 0)
                 found[part.work].append(logits_TA[first : part.start + part.rows])
-        nothing = np.empty((0, self.model.config.vocab_size), np.float32)
+        nothing = np.empty((0, self.model.config.vocab_size if ids is None else len(ids)), np.float32)
         return [
             Done(torch.cat(state), np.concatenate(rows) if rows else nothing)
             for state, rows in zip(states, found, strict=True)

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from cueva.engine.acceptance import Draft, Verdict, draw_draft, draw_token, verify
 from cueva.engine.answers import Answer, FinishReason, Piece, Stats
 from cueva.engine.cache import SequenceCache
-from cueva.engine.controller import DraftController
+from cueva.engine.controller import NOMINAL_MARGIN, DraftController
 from cueva.engine.drafting import ModuleChain
 from cueva.engine.draws import SeededDraws
 from cueva.engine.runner import Runner
-from cueva.engine.sampling import TokenLogprob, log_probability
+from cueva.engine.sampling import Among, TokenLogprob, log_probability
 from cueva.engine.settings import Settings
 from cueva.engine.stops import Decoder, ShownText
 
@@ -57,8 +57,12 @@ class Running:
         self.chain: ModuleChain | None = None
         self.answer: list[int] = []
         self.finish_reason: FinishReason | None = None
-        self.controller = DraftController() if request.draft == "auto" and not request.settings.greedy else None
+        self.controller: DraftController | None = None
         """Of its own if it samples: what a neighbour's drafts did must not change its text."""
+        if request.draft == "auto" and not request.settings.greedy:
+            self.controller = DraftController(margin=NOMINAL_MARGIN)
+        self.reduced = False
+        """Whether it samples and drafts from the reduced vocabulary (`plan.py`)."""
         self._draws = SeededDraws(request.settings.seed)
         self._shown = ShownText(request.decoder, request.settings.stop)
         self._text: list[str] = []
@@ -73,6 +77,11 @@ class Running:
     def tokens(self) -> list[int]:
         """The prompt and the answer so far (t_0 .. t_n)."""
         return self.request.prompt + self.answer
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt and the answer so far."""
+        return len(self.request.prompt) + len(self.answer)
 
     @property
     def cancelled(self) -> bool:
@@ -91,14 +100,16 @@ class Running:
 
     # --- the prompt ---------------------------------------------------------------------------------------------------
 
-    def prefill(self) -> Piece:
-        """Run the prompt, chunk by chunk, and decide the first token from its last row. The cache must be there."""
+    def prefill(self, *, drafting: bool) -> Piece:
+        """Run the prompt, chunk by chunk, and decide the first token from its last row. The cache must be there.
+
+        Args:
+            drafting: whether the MTP modules see the prompt too, without which they cannot draft.
+        """
         cache = self.cache
         assert cache is not None
         self._began = self._first = self._last = time.perf_counter()
-        # Where a pass has one row, verifying a draft costs as much as decoding a token: it never pays.
-        wanted = self.request.draft != 0 and (self.request.draft != "auto" or self.runner.rows > 1)
-        if wanted and self.runner.depths:
+        if drafting and self.runner.depths:
             self.chain = ModuleChain(self.runner, cache)
         prompt, chunk = self.request.prompt, self.runner.prefill_chunk
         state_ND = None
@@ -116,11 +127,14 @@ class Running:
 
     # --- rounds -------------------------------------------------------------------------------------------------------
 
-    def draw_draft(self, drafts: Sequence[Draft], logits_A: NDArray[np.float32]) -> Draft:
-        """Draw the next draft from a module's logits."""
+    def draw_draft(
+        self, drafts: Sequence[Draft], logits: NDArray[np.float32], ids_V: NDArray[np.int64] | None = None
+    ) -> Draft:
+        """Draw the next draft from a module's logits (A), or from those of `ids_V` only (V)."""
         so_far = [*self.answer, *(draft.token_id for draft in drafts)]
         request = self.request
-        return draw_draft(logits_A, request.prompt, so_far, request.settings, self._draws, request.usable)
+        among = None if ids_V is None else Among(ids_V, self.runner.model.config.vocab_size)
+        return draw_draft(logits, request.prompt, so_far, request.settings, self._draws, request.usable, among)
 
     def verify(self, drafts: Sequence[Draft], logits_TA: NDArray[np.float32]) -> tuple[Verdict, Piece]:
         """Decide what stays of the drafts, given the logits after t_n and after each draft."""

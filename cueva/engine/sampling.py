@@ -3,9 +3,11 @@
 `process` serves the main model and drafts alike: drafting is exact only if both are processed in one way.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,20 @@ from cueva.errors import RunError
 
 Probabilities = NDArray[np.float64]
 """One probability per token of the vocabulary (A); they add up to 1."""
+
+
+class Among(NamedTuple):
+    """Some ids of a vocabulary (V of A): those that logits are of."""
+
+    ids_V: NDArray[np.int64]
+    """Ascending, without repeats."""
+    vocab_size: int
+
+    def places(self, token_ids: Sequence[int]) -> list[int]:
+        """Where those of `token_ids` that are among ours are, in order and with repeats."""
+        ids = np.asarray(token_ids, np.int64)
+        places = np.searchsorted(self.ids_V, ids).clip(max=len(self.ids_V) - 1)
+        return places[self.ids_V[places] == ids].tolist()
 
 
 def process(
@@ -81,6 +97,28 @@ def process(
     if settings.min_p > 0:
         kept = kept[score_A[kept] >= math.log(settings.min_p)]  # the likeliest has score 0
     probability_A[kept] = _softmax(score_A[kept])
+    return probability_A
+
+
+def process_among(
+    logits_V: NDArray[np.float32], prompt: Sequence[int], answer: Sequence[int], settings: Settings, among: Among
+) -> Probabilities:
+    """Do the same with the logits of some ids only: all others get probability 0, as if their logits were -infinity.
+
+    Returns:
+        Float64 (A), for the whole vocabulary.
+    """
+    if settings.repetition_penalty != 1:
+        prompt = among.places(prompt)
+    if settings.repetition_penalty != 1 or settings.presence_penalty or settings.frequency_penalty:
+        answer = among.places(answer)
+    else:
+        prompt = answer = ()
+    if settings.logit_bias:
+        bias = {places[0]: bias for i, bias in settings.logit_bias.items() if (places := among.places([i]))}
+        settings = dataclasses.replace(settings, logit_bias=bias)
+    probability_A = np.zeros(among.vocab_size)
+    probability_A[among.ids_V] = process(logits_V, prompt, answer, settings)
     return probability_A
 
 

@@ -12,68 +12,11 @@ from typing import Any
 
 from cueva.engine.answers import Piece
 from cueva.engine.cache import CachePool, SequenceCache
-from cueva.engine.controller import Costs, DraftController, Stopwatch, nominal_costs
-from cueva.engine.drafting import draft
+from cueva.engine.drafting import ModuleChain, draft
+from cueva.engine.plan import DraftPlan
 from cueva.engine.runner import Runner, Work
 from cueva.engine.running import Request, Running
 from cueva.errors import RequestError
-
-
-class DraftPlan:
-    """How many tokens each sequence drafts; one for the life of an engine, since it learns.
-
-    Greedy requests with draft="auto" share one controller, fed with measured seconds. A sampled one has its own,
-    fed with the costs of the model's shape: its text may depend on how many tokens were drafted, so the number must not
-    depend on the clock or on neighbours.
-    """
-
-    def __init__(self, runner: Runner):
-        self.shared = DraftController()
-        self.nominal = nominal_costs(runner.model.config)
-        self.verifying = Stopwatch()
-        """Seconds of one pass of verification."""
-        self.drafting = Stopwatch()
-        """Seconds of one step of drafting."""
-        self._rows = runner.rows
-
-    def counts(self, active: list[Running]) -> list[int]:
-        """Choose for every sequence."""
-        sharing = [one for one in active if one.shares_controller]
-        common = 0
-        counts = [0 if one.shares_controller else self._alone(one) for one in active]
-        if sharing:
-            others = sum(counts) + len(active) - len(sharing)
-            limit = max(one.draft_limit for one in sharing)
-            common = self.shared.choose(self._costs(len(sharing), others), limit)
-        return [
-            min(common, one.draft_limit) if one.shares_controller else count
-            for one, count in zip(active, counts, strict=True)
-        ]
-
-    def _alone(self, one: Running) -> int:
-        if one.controller is not None:
-            return one.controller.choose(self.nominal, one.draft_limit) if one.chain else 0
-        wanted = one.request.draft
-        return min(wanted, one.draft_limit) if isinstance(wanted, int) else 0
-
-    def _costs(self, sequences: int, others: int) -> Costs:
-        """Seconds, as measured, of a round in which `sequences` draft and `others` rows run in any case."""
-        verify = self.verifying.seconds
-        if verify is None:
-            return self.nominal
-        seconds = self.drafting.seconds
-        step = verify * self.nominal.draft if seconds is None else seconds
-
-        def verifying(drafts: int) -> float:
-            return verify * -(-(others + sequences * (1 + drafts)) // self._rows)
-
-        return Costs(verifying, step)
-
-    def observe(self, one: Running, drafted: int, accepted: int) -> None:
-        """Take note of what became of a sequence's drafts."""
-        controller = self.shared if one.shares_controller else one.controller
-        if controller is not None and drafted:
-            controller.observe(drafted, accepted)
 
 
 class Batch:
@@ -133,7 +76,7 @@ class Batch:
             one.cache = self.pool.open(one.request.positions)
             if one.cache is not None:
                 self.active.append(self.waiting.popleft())
-                return [self._handed(one, one.prefill())]
+                return [self._handed(one, one.prefill(drafting=self.plan.begin(one)))]
             if not self.active:
                 raise RequestError(
                     f"the request needs {one.request.positions} positions of cache, but other requests hold all but "
@@ -150,44 +93,76 @@ class Batch:
 
     def _round(self) -> list[tuple[int, Piece]]:
         active = list(self.active)
-        counts = self.plan.counts(active)
-
-        # 1. Draft for those that want to.
         started = time.perf_counter()
+        counts = self.plan.counts(active)
+        cached = sum(one.length for one in active) / len(active)
+
+        # 1. Draft for those that want to; modules that were not used for a while first see what they missed.
         some = [i for i, count in enumerate(counts) if count]
         chains = [chain for i in some if (chain := active[i].chain) is not None]
+        known = [active[i].tokens for i in some]
+        ids = [self.plan.ids(active[i]) for i in some]
+        steps: list[tuple[int, bool, float]] = []
+        catching_up = sum(
+            self._catch_up(chain, tokens) for chain, tokens in zip(chains, known, strict=True) if chain.falls_behind
+        )
         proposed = draft(
             self.runner,
             chains,
-            [active[i].tokens for i in some],
+            known,
             [counts[i] for i in some],
-            lambda number, drafts, logits_A: active[some[number]].draw_draft(drafts, logits_A),
+            lambda number, drafts, logits: active[some[number]].draw_draft(drafts, logits, ids[number]),
+            ids,
+            lambda *step: steps.append(step),
         )
         drafts = [[] for _ in active]
         for i, found in zip(some, proposed, strict=True):
             drafts[i] = found
-        if some:
-            self.plan.drafting.add((time.perf_counter() - started) / max(counts))
 
         # 2. One row for the newest token, and one for every draft.
-        started, passes = time.perf_counter(), self.runner.passes
         work = [Work(_cache(one), [one.answer[-1], *(d.token_id for d in drafts[i])]) for i, one in enumerate(active)]
         done = self.runner.decode(work)
 
         # 3. What stays stays in the caches too; the rest is taken back.
-        pieces = []
+        pieces: list[Piece] = []
+        bounding = 0.0
         for i, one in enumerate(active):
             verdict, piece = one.verify(drafts[i], done[i].logits_NA)
-            self.plan.observe(one, len(drafts[i]), verdict.accepted)
+            self.plan.observe(one, len(drafts[i]), verdict.accepted, cached)
             kept = len(work[i].ids) - len(drafts[i]) + verdict.accepted
-            for layer in range(self.runner.model.config.num_hidden_layers):
-                _cache(one).truncate(layer, _cache(one).length(layer) - len(drafts[i]) + verdict.accepted)
+            cache = _cache(one)
+            cache.truncate_main(cache.length(0) - len(drafts[i]) + verdict.accepted)
             if one.chain is not None and one.finish_reason is None:
                 one.chain.take_back(verdict.accepted, done[i].state_ND[:kept])
-                one.chain.catch_up(one.tokens)
+                bounding += self._bound(one)
             pieces.append(piece)
-        self.plan.verifying.add((time.perf_counter() - started) / (self.runner.passes - passes))
+
+        # 4. What it took is what the next round is decided by.
+        for rows, reduced, seconds in steps:
+            self.plan.drafted(rows, cached, seconds, reduced=reduced)
+        drafting = sum(seconds for _, _, seconds in steps)
+        verifying = time.perf_counter() - started - drafting - catching_up - bounding
+        tokens = [piece.token_ids for piece in pieces]
+        self.plan.ended(active, counts, tokens, cached, (catching_up, drafting, verifying))
         return [self._handed(one, piece) for one, piece in zip(active, pieces, strict=True)]
+
+    def _catch_up(self, chain: ModuleChain, tokens: list[int]) -> float:
+        """Let modules far behind see what they missed, and return the seconds it took."""
+        began = time.perf_counter()
+        rows = chain.catch_up(tokens)
+        took = time.perf_counter() - began
+        self.plan.drafted(rows, len(tokens), took, reduced=False)
+        return took
+
+    def _bound(self, one: Running) -> float:
+        """Keep no more states than a module may lag behind: it catches up, or is given up where that does not pay."""
+        assert one.chain is not None
+        if not one.chain.lags_most:
+            return 0.0
+        if self.plan.keeps_up(one):
+            return self._catch_up(one.chain, one.tokens)
+        one.chain = None
+        return 0.0
 
 
 def _cache(one: Running) -> SequenceCache:

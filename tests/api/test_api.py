@@ -58,7 +58,7 @@ def test_an_engine_of_a_path_equals_one_of_its_parts(model: Path) -> None:
     parts = cueva.Engine(cueva.load(model, dtype="float32"), Tokenizer.load(model))
     assert whole.runner.dtype == torch.float32, "as the weights are stored"
     assert whole.generate(["the"], greedy)[0].token_ids == parts.generate(["the"], greedy)[0].token_ids
-    assert cueva.Engine(model, weights="bf16").runner.dtype == torch.bfloat16
+    assert cueva.Engine(model, weights="bf16").runner.cache_dtype == torch.bfloat16
 
 
 def test_an_engine_takes_its_defaults_from_the_directory(trained: RunResult) -> None:
@@ -68,8 +68,8 @@ def test_an_engine_takes_its_defaults_from_the_directory(trained: RunResult) -> 
 
 
 def test_an_engine_says_which_weights_it_has(model: Path) -> None:
-    with pytest.raises(RequestError, match="native engine"):
-        cueva.Engine(model, weights="q8_0")
+    with pytest.raises(RequestError, match="native kernels only"):
+        cueva.Engine(model, weights="q8_0", backend="torch")
     with pytest.raises(RequestError, match="'bf17'; did you mean 'bf16'"):
         cueva.Engine(model, weights="bf17")
 

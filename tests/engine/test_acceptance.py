@@ -214,7 +214,7 @@ def small() -> CausalLM:
 
 @pytest.fixture(scope="module")
 def small_engine(small: CausalLM) -> Engine:
-    engine = Engine(small, rows=64, prefill_chunk=8)
+    engine = Engine(small, backend="torch", rows=64, prefill_chunk=8)
     remember_prefill(engine)
     return engine
 

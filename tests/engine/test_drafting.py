@@ -88,6 +88,7 @@ def test_the_number_of_drafts_may_change_every_round(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(
         DraftPlan, "counts", lambda self, active: [min(int(chance.integers(0, 5)), one.draft_limit) for one in active]
     )
+    monkeypatch.setattr(DraftPlan, "begin", lambda self, one: True)
     got = watched(engine, "auto", lambda batch: compare(batch, engine, truth))
     assert [[*p, *a] for p, a in zip(PROMPTS, got, strict=True)] == truth
 
@@ -99,6 +100,8 @@ def test_modules_that_are_not_used_catch_up_and_keep_few_states(monkeypatch: pyt
     monkeypatch.setattr(
         DraftPlan, "counts", lambda self, active: [min(int(len(one.answer) > 15), one.draft_limit) for one in active]
     )
+    monkeypatch.setattr(DraftPlan, "begin", lambda self, one: True)
+    monkeypatch.setattr(DraftPlan, "keeps_up", lambda self, one: True)
     lags = []
 
     def look(batch: Batch) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cueva.engine import Answer, Engine, Sampling
+from cueva.engine import Answer, Backend, Engine, Sampling
 from cueva.model import CausalLM
 from tests.builders import random_ids, tiny_model
 from tests.engine.doubles import PieceTokenizer, force_drafts, remember_prefill
@@ -373,16 +373,18 @@ def test_a_request_cancelled_before_its_first_token_is_an_empty_answer(engine: E
 # --- weights ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_bfloat16_engine_runs_and_leaves_the_callers_model_alone() -> None:
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_a_bfloat16_engine_runs_and_leaves_the_callers_model_alone(backend: Backend) -> None:
     model = tiny_model(vocab_size=12, num_hidden_layers=2)
-    engine = Engine(model, weights="bf16", prefill_chunk=8)
-    assert engine.runner.dtype == torch.bfloat16
+    engine = Engine(model, backend=backend, weights="bf16", prefill_chunk=8)
+    assert engine.runner.cache_dtype == torch.bfloat16
     assert model.lm_head.weight.dtype == torch.float32
-    assert engine.model.gates()[0][1].weight.dtype == torch.float32
+    if backend == "torch":
+        assert engine.model.gates()[0][1].weight.dtype == torch.float32
     assert engine.cache_bytes_per_token == model.config.cache_values_per_token * 2
     plain = engine.generate([[1, 2, 3], [4] * 9], greedy(16, logprobs=2), draft=0)
     assert said(engine.generate([[1, 2, 3], [4] * 9], greedy(16, logprobs=2), draft=2)) == said(plain)
-    own = Engine(model, prefill_chunk=8)
+    own = Engine(model, backend=backend, prefill_chunk=8)
     assert own.model is model
     assert Engine(model, weights="f32", prefill_chunk=8).model is model
 
@@ -403,10 +405,11 @@ def test_the_golden_tokens_do_not_depend_on_the_number_of_rows() -> None:
     assert len(texts) == 1
 
 
-def test_a_live_model_may_change_under_its_engine() -> None:
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_a_live_model_may_change_under_its_engine(backend: Backend) -> None:
     """Sampling during training: the engine reads the weights that the optimizer moves."""
     model = tiny_model(num_hidden_layers=1)
-    engine = Engine(model, prefill_chunk=8)
+    engine = Engine(model, backend=backend, prefill_chunk=8)
     before = engine.generate([[1, 2]], greedy(8))[0].token_ids
     with torch.no_grad():
         for parameter in model.parameters():
@@ -420,7 +423,7 @@ def test_a_live_model_may_change_under_its_engine() -> None:
 def test_remembered_prefill_is_the_same_prefill() -> None:
     """The shortcut that the statistical test takes changes no bits."""
     model = tiny_model(vocab_size=12, num_hidden_layers=1, num_nextn_predict_layers=2)
-    plain, quick = Engine(model, prefill_chunk=4), Engine(model, prefill_chunk=4)
+    plain, quick = (Engine(model, backend="torch", prefill_chunk=4) for _ in range(2))
     remember_prefill(quick)
     for _ in range(2):
         assert said(quick.generate([[1, 2, 3, 4, 5, 6]], greedy(6), 2)) == said(

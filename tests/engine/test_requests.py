@@ -136,8 +136,9 @@ def test_a_text_longer_than_the_context_is_not_scored(engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"weights": "q4_0"}, "weights='q4_0' comes with the native engine"),
-        ({"weights": "fp8"}, "weights='fp8' comes with the native engine"),
+        ({"weights": "q4_0", "backend": "torch"}, "weights='q4_0' is computed by the native kernels only"),
+        ({"weights": "fp8", "backend": "torch"}, "weights='fp8' is computed by the native kernels only"),
+        ({"backend": "nativ"}, "there is no backend='nativ'"),
         ({"weights": "bf61"}, "there is no weights='bf61'; did you mean 'bf16'?"),
         ({"device": "gpu0"}, "there is no device 'gpu0'"),
         ({"rows": 0}, "rows is 0"),
@@ -160,7 +161,7 @@ def test_a_path_is_for_the_public_face() -> None:
 def test_threads_are_set() -> None:
     before = torch.get_num_threads()
     try:
-        Engine(tiny_model(num_hidden_layers=1), threads=2, prefill_chunk=16)
+        Engine(tiny_model(num_hidden_layers=1), backend="torch", threads=2, prefill_chunk=16)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)

@@ -86,7 +86,7 @@ def test_every_pass_has_the_same_shape(monkeypatch: pytest.MonkeyPatch) -> None:
         return step(self, ids_T, segments, rowwise=rowwise, **more)
 
     monkeypatch.setattr(CausalLM, "step", spy)
-    engine = Engine(model, rows=4, prefill_chunk=16)
+    engine = Engine(model, backend="torch", rows=4, prefill_chunk=16)
     shapes.clear()  # the check at the start
     engine.generate([[1, 2], [3] * 20, [4]], GREEDY_8, draft=3)
     assert set(shapes) == {(engine.runner.rows, True), (16, False)}
@@ -117,7 +117,7 @@ def test_rows_that_influence_each_other_are_noticed_and_then_run_alone(
         monkeypatch.setattr(CausalLM, "mtp_step", lambda *a, **k: wrong(mtp_step(*a, **k)))
     model = tiny_model(vocab_size=12)
     with caplog.at_level(logging.WARNING, "cueva.engine"):
-        engine = Engine(model, rows=8, prefill_chunk=16)
+        engine = Engine(model, backend="torch", rows=8, prefill_chunk=16)
     assert engine.runner.rows == 1
     assert "one row" in caplog.text
     plain = engine.generate([[1, 2, 3]], GREEDY_8, draft=0)[0]
