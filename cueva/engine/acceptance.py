@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cueva.engine.draws import Draws, Purpose
-from cueva.engine.sampling import Among, Probabilities, process, process_among
+from cueva.engine.sampling import Among, Probabilities, choose_greedily, process, process_among
 from cueva.engine.settings import Settings
 
 
@@ -24,7 +24,8 @@ class Draft(NamedTuple):
     """A proposed token and the distribution it was drawn from."""
 
     token_id: int
-    probability_A: Probabilities
+    probability_A: Probabilities | None
+    """None if the token was certain: greedy settings look at nothing else."""
 
 
 class Verdict(NamedTuple):
@@ -62,6 +63,10 @@ def draw_draft(
     The draft is drawn from q and is not its likeliest token: the rule above divides by the probability with which it
     really was proposed. Any q will do, so the logits may be those of some ids only (`among`): the others have q = 0.
     """
+    if settings.greedy and not settings.moves_logits:
+        # Which token is all that counts; among some ids, it is the likeliest of those.
+        place = choose_greedily(logits, (), (), settings, usable=None if among is not None else usable)
+        return Draft(place if among is None else int(among.ids_V[place]), None)
     if among is None:
         probability_A = process(logits, prompt, answer, settings, usable=usable)
     else:
@@ -81,9 +86,9 @@ def draw_token(
     usable: int | None = None,
 ) -> int:
     """Draw a token from the model's own distribution."""
-    probability_A = process(logits_A, prompt, answer, settings, usable=usable)
     if settings.greedy:
-        return int(probability_A.argmax())
+        return choose_greedily(logits_A, prompt, answer, settings, usable=usable)
+    probability_A = process(logits_A, prompt, answer, settings, usable=usable)
     return draws.pick(len(prompt) + len(answer), Purpose.TOKEN, probability_A)
 
 
@@ -108,15 +113,20 @@ def verify(
         usable: see `process`.
     """
     decided: list[int] = []
+    if settings.greedy:  # one token is certain: a draft stays if it is that token
+        for row, logits_A in enumerate(logits_TA[: len(drafts) + 1]):
+            so_far = [*answer, *decided] if settings.moves_logits else ()
+            token_id = choose_greedily(logits_A, prompt, so_far, settings, usable=usable)
+            decided.append(token_id)
+            if row == len(drafts) or token_id != drafts[row].token_id:
+                return Verdict(decided, row)
     for row, draft in enumerate(drafts):
         so_far = [*answer, *decided]
+        assert draft.probability_A is not None
         position = len(prompt) + len(so_far)
         target_A = process(logits_TA[row], prompt, so_far, settings, usable=usable)
         chance = accept_probability(target_A[draft.token_id], draft.probability_A[draft.token_id])
-        if settings.greedy:
-            if chance == 0.0:
-                return Verdict([*decided, int(target_A.argmax())], row)
-        elif not draws.happens(position, Purpose.ACCEPT, chance):
+        if not draws.happens(position, Purpose.ACCEPT, chance):
             excess_A = residual(target_A, draft.probability_A)
             # No excess means p = q up to rounding: the draft is as good a draw from p as any.
             if excess_A is not None:

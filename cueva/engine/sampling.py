@@ -100,6 +100,23 @@ def process(
     return probability_A
 
 
+def choose_greedily(
+    logits_A: NDArray[np.float32],
+    prompt: Sequence[int],
+    answer: Sequence[int],
+    settings: Settings,
+    *,
+    usable: int | None = None,
+) -> int:
+    """The one token that `process` gives with greedy settings; without penalties and bias, straight from the logits."""
+    if not settings.moves_logits:
+        score_A = logits_A[:usable]
+        token_id = int(score_A.argmax())  # a NaN wins
+        if np.isfinite(score_A[token_id]) and np.isfinite(score_A.min()):
+            return token_id
+    return int(process(logits_A, prompt, answer, settings, usable=usable).argmax())
+
+
 def process_among(
     logits_V: NDArray[np.float32], prompt: Sequence[int], answer: Sequence[int], settings: Settings, among: Among
 ) -> Probabilities:

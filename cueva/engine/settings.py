@@ -167,6 +167,11 @@ class Settings:
         """Whether no random choice is made."""
         return self.temperature == 0
 
+    @property
+    def moves_logits(self) -> bool:
+        """Whether penalties or a bias change logits before anything is chosen."""
+        return bool(self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty or self.logit_bias)
+
     def describe(self) -> str:
         """The settings that shape the distribution, in one line."""
         if self.greedy:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from cueva.study import machine
+from cueva.study.doctor_kernels import about_kernels, examine_kernels, kernel_rows
 from cueva.study.summary import cueva_version, sized
 
 PACKAGES: Final = ("numpy", "tokenizers", "safetensors", "huggingface_hub")
-EXTRAS: Final = {"data": ("datasets", "pyarrow", "zstandard"), "study": ("matplotlib",)}
+EXTRAS: Final = {"data": ("datasets", "pyarrow", "zstandard"), "gguf": ("gguf",), "study": ("matplotlib",)}
 VARIABLES: Final = (
     "HF_HOME",
     "HF_HUB_CACHE",
@@ -34,12 +35,12 @@ def examine(*, measured: bool = True) -> dict[str, Any]:
         measured: take the measurements too (about one second; less than two on a slow machine).
 
     Returns:
-        JSON-able: `machine`, `versions`, `devices`, `threads`, `measured` (or None), `kernels` (operation -> backends,
-        the one used first), `disk`, `environment`, and `advice`: a list of `what`, `why`, `fix`.
+        JSON-able: `machine`, `versions`, `devices`, `threads`, `measured` (or None), what `examine_kernels` finds
+        (`kernels`, `native`, `openmp`), `disk`, `environment`, and `advice`: a list of `what`, `why`, `fix`.
     """
     import torch
 
-    from cueva import kernels
+    from cueva.kernels.native import default_threads
 
     cores, memory = machine.cores(), machine.memory()
     result: dict[str, Any] = {
@@ -55,9 +56,13 @@ def examine(*, measured: bool = True) -> dict[str, Any]:
         },
         "versions": _versions(),
         "devices": _devices(),
-        "threads": {"torch": torch.get_num_threads(), "between_operations": torch.get_num_interop_threads()},
+        "threads": {
+            "torch": torch.get_num_threads(),
+            "between_operations": torch.get_num_interop_threads(),
+            "engine": default_threads(),
+        },
         "measured": machine.measure() if measured else None,
-        "kernels": {operation: list(backends) for operation, backends in kernels.backends().items()},
+        **examine_kernels(),
         "disk": _disk(),
         "environment": _environment(),
     }
@@ -126,7 +131,8 @@ def _environment() -> dict[str, str]:
 
 def advise(facts: Mapping[str, Any]) -> list[dict[str, str]]:
     """What will be slow or fail here, why, and what helps; the most important first."""
-    advice = [*_about_threads(facts), *_about_devices(facts), *_about_arithmetic(facts), *_about_room(facts)]
+    advice = [*about_kernels(facts), *_about_threads(facts), *_about_devices(facts), *_about_arithmetic(facts)]
+    advice += _about_room(facts)
     return [{"what": what, "why": why, "fix": fix} for what, why, fix in advice]
 
 
@@ -225,7 +231,7 @@ def format_examination(facts: Mapping[str, Any]) -> str:
     ]
     gpus = [f"{device['name']} {device['title']}" for device in facts["devices"] if device["name"] != "cpu"]
     rows.append(("devices", "; ".join(gpus[:4]) if gpus else "the CPU only"))
-    rows.append(("kernels", "; ".join(f"{name}: {', '.join(backends)}" for name, backends in facts["kernels"].items())))
+    rows += kernel_rows(facts)
     for place in facts["disk"]:
         free = "unknown" if place["free"] is None else sized(place["free"])
         rows.append((f"{place['what']}", f"{free} free, {place['path']}{'' if place['exists'] else ' (not made yet)'}"))
@@ -247,7 +253,8 @@ def _cores(cores: Mapping[str, Any], threads: Mapping[str, int]) -> str:
     if cores["quota"] is not None:
         limits.append(f"control group grants {cores['quota']:g}")
     why = f" ({', '.join(limits)})" if limits else ""
-    return f"{cores['usable']} usable of {cores['machine']}{why}; torch uses {threads['torch']} threads"
+    used = f"torch uses {threads['torch']} threads, an engine {threads['engine']}"
+    return f"{cores['usable']} usable of {cores['machine']}{why}; {used}"
 
 
 def _instructions(about: Mapping[str, Any]) -> str:

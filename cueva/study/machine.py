@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-CGROUP: Final = Path("/sys/fs/cgroup")
+from cueva.kernels.native.threads import CGROUP, OWN_GROUP, control_groups, cpu_quota
+
 # Version 1 writes "no limit" as the largest multiple of a page below 2^63.
 _UNLIMITED: Final = 1 << 60
 
@@ -60,23 +61,10 @@ def cores() -> dict[str, float | int | None]:
     return {"machine": machine, "allowed": allowed, "quota": quota, "usable": usable}
 
 
-def cpu_quota(root: Path = CGROUP, own: Path = Path("/proc/self/cgroup")) -> float | None:
-    """CPU time that the control groups grant, in cores: the tightest on the way up; None for no limit."""
-    granted = []
-    for folder in _groups(root, own, "cpu"):
-        if text := _text(folder / "cpu.max"):  # version 2: "quota period"
-            quota, _, period = text.partition(" ")
-        else:
-            quota, period = _text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us")
-        if quota.isdigit() and period.strip().isdigit() and int(quota) > 0 and int(period) > 0:
-            granted.append(int(quota) / int(period))
-    return min(granted, default=None)
-
-
-def memory_limit(root: Path = CGROUP, own: Path = Path("/proc/self/cgroup")) -> int | None:
+def memory_limit(root: Path = CGROUP, own: Path = OWN_GROUP) -> int | None:
     """Bytes that the control groups grant: the tightest; None for no limit."""
     granted = []
-    for folder in _groups(root, own, "memory"):
+    for folder in control_groups("memory", root, own):
         for name in ("memory.max", "memory.limit_in_bytes"):
             text = _text(folder / name)
             if text.isdigit() and int(text) < _UNLIMITED:
@@ -110,24 +98,6 @@ def free_bytes(path: Path) -> int | None:
         return shutil.disk_usage(place).free
     except OSError:
         return None
-
-
-def _groups(root: Path, own: Path, controller: str) -> list[Path]:
-    """The folders whose limits bind this process, its own group first; a container may not see its own path."""
-    folders = []
-    for line in _lines(own):
-        _, _, rest = line.strip().partition(":")
-        names, _, path = rest.partition(":")
-        # Version 2 has one line with no controllers named; version 1 one line and one mount for each.
-        if names and controller not in names.split(","):
-            continue
-        base = root / controller if names else root
-        folder = base / path.lstrip("/")
-        while folder != base and base in folder.parents:
-            folders.append(folder)
-            folder = folder.parent
-        folders.append(base)
-    return folders
 
 
 def _lines(path: Path) -> list[str]:
