@@ -23,7 +23,7 @@ from benchmarks.contestant import tokens_of
 from benchmarks.shapes import Files
 from cueva.engine import Engine, frequent_ids
 from cueva.engine.controller import MOST_AUTO
-from cueva.engine.runner import Done, Work
+from cueva.engine.passes import Done, Work
 from cueva.errors import RequestError, RunError
 
 log = logging.getLogger("benchmarks")

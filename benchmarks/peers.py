@@ -68,7 +68,7 @@ class _Own:
         return state_TD
 
     def step(self, token: int) -> int:
-        from cueva.engine.runner import Work
+        from cueva.engine.passes import Work
 
         return int(self._runner.decode([Work(self._cache, [token])])[0].logits_NA[0].argmax())
 
@@ -84,7 +84,7 @@ class _Own:
         self._many_held = cached
 
     def step_many(self, tokens: Sequence[int]) -> list[int]:
-        from cueva.engine.runner import Work
+        from cueva.engine.passes import Work
 
         done = self._runner.decode([Work(cache, [token]) for cache, token in zip(self._many, tokens, strict=True)])
         return [int(one.logits_NA[0].argmax()) for one in done]
@@ -124,7 +124,7 @@ class Cueva(_Own):
 
     def about(self) -> dict[str, Any]:
         """Experts of a layer that one more step of the several sequences touches, on average."""
-        from cueva.engine.runner import Work
+        from cueva.engine.passes import Work
 
         config = self._config
         layers = sum(config.is_expert_layer(layer) for layer in range(config.num_hidden_layers))

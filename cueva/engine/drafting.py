@@ -26,8 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cueva.engine.acceptance import Draft
-from cueva.engine.cache import SequenceCache
-from cueva.engine.runner import Runner, Work
+from cueva.engine.passes import Cache, Passes, Work
 
 LAG_MOST: Final = 1024
 """Rows a module may lag behind before it must catch up or be given up; bounds the states that are kept for it."""
@@ -75,7 +74,7 @@ class StateRows:
 class ModuleChain:
     """What the MTP modules have seen of one sequence. Depths count from 1; depth 0 is the main model."""
 
-    def __init__(self, runner: Runner, cache: SequenceCache):
+    def __init__(self, runner: Passes, cache: Cache):
         """Begin a sequence; its cache holds the modules' rows too."""
         self.runner = runner
         self.cache = cache
@@ -194,7 +193,7 @@ class ModuleChain:
 
 
 def draft(
-    runner: Runner,
+    runner: Passes,
     chains: Sequence[ModuleChain],
     tokens: Sequence[Sequence[int]],
     counts: Sequence[int],

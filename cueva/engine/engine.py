@@ -103,6 +103,8 @@ class Engine:
         if cache_tokens is None:
             cache_tokens = rows * self.config.max_position_embeddings
         self.model = model
+        self.runner: NativeRunner | Runner
+        self.pool: PagedPool | CachePool
         self._live: LiveModel | None = None
         if isinstance(model, NativeModel) or chosen_backend(model, backend, weights, device) == "native":
             threads = threads or default_threads()
@@ -110,7 +112,9 @@ class Engine:
                 asked = weights or weights_of(model.lm_head.weight.dtype) or "f32"
                 self._live = LiveModel(ModuleWeights(model), asked, threads=threads)
                 model = self._live.model
-            self.runner = NativeRunner(model, threads=threads, prefill_chunk=prefill_chunk or 512)
+            self.runner: NativeRunner | Runner = NativeRunner(
+                model, threads=threads, prefill_chunk=prefill_chunk or 512
+            )
             self.pool = PagedPool(self.config, cache_tokens, dtype=model.cache_dtype, sequences=rows)
         else:
             if threads is not None:

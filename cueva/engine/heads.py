@@ -63,7 +63,7 @@ def _rows_are_independent(like_TD: Tensor, weight_VD: Tensor) -> bool:
 def measure(runner: "Runner", depth: int, rows: int, cached: int, ids: NDArray[np.int64] | None) -> float:
     """Seconds of one made-up pass of a runner; arguments as in `cueva.engine.costs.Measures`."""
     from cueva.engine.drafting import CATCH_UP_FROM
-    from cueva.engine.runner import Work
+    from cueva.engine.passes import Work
 
     config = runner.model.config
     main = config.num_hidden_layers

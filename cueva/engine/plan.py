@@ -17,8 +17,8 @@ from cueva.engine.corrections import bucket
 from cueva.engine.costs import LearnedCosts, Measures
 from cueva.engine.draft_vocabulary import DraftVocabulary
 from cueva.engine.nominal import Costs, NominalCosts
+from cueva.engine.passes import Passes
 from cueva.engine.rounds import Situation, best_rate
-from cueva.engine.runner import Runner
 from cueva.engine.running import Running
 
 TYPICAL: Final = 0.8
@@ -71,7 +71,7 @@ class DraftingReport:
 class DraftPlan:
     """How many tokens each sequence drafts, and from which ids; one for the life of an engine, since it learns."""
 
-    def __init__(self, runner: Runner, vocabulary: DraftVocabulary | None = None):
+    def __init__(self, runner: Passes, vocabulary: DraftVocabulary | None = None):
         """Measure what passes cost, if the runner can say.
 
         Args:

@@ -14,7 +14,6 @@ A matrix library chooses its order of summation by the shapes it is given. Three
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -24,26 +23,10 @@ from torch import Tensor
 
 from cueva.engine.cache import SequenceCache
 from cueva.engine.heads import Heads, measure
+from cueva.engine.passes import Done, Work
 from cueva.model import CausalLM, Segment
 
 log = logging.getLogger("cueva.engine")
-
-
-@dataclass(frozen=True)
-class Work:
-    """Rows that continue one sequence."""
-
-    cache: SequenceCache
-    ids: Sequence[int]
-    state_ND: Tensor | None = None
-    """For an MTP module: the states of the depth before, one per row."""
-
-
-class Done(NamedTuple):
-    """What came of a `Work`, row by row."""
-
-    state_ND: Tensor
-    logits_NA: NDArray[np.float32]
 
 
 class _Part(NamedTuple):

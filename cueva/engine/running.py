@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 
 from cueva.engine.acceptance import Draft, Verdict, draw_draft, draw_token, verify
 from cueva.engine.answers import Answer, FinishReason, Piece, Stats
-from cueva.engine.cache import SequenceCache
 from cueva.engine.controller import NOMINAL_MARGIN, DraftController
 from cueva.engine.drafting import ModuleChain
 from cueva.engine.draws import SeededDraws
-from cueva.engine.runner import Runner
+from cueva.engine.passes import Cache, Passes
 from cueva.engine.sampling import Among, TokenLogprob, log_probability
 from cueva.engine.settings import Settings
 from cueva.engine.stops import Decoder, ShownText
@@ -48,12 +47,12 @@ class Request:
 class Running:
     """A request that has a cache (or, waiting, has none yet)."""
 
-    def __init__(self, number: int, request: Request, runner: Runner):
+    def __init__(self, number: int, request: Request, runner: Passes):
         self.number = number
         """Its place in the call."""
         self.request = request
         self.runner = runner
-        self.cache: SequenceCache | None = None
+        self.cache: Cache | None = None
         self.chain: ModuleChain | None = None
         self.answer: list[int] = []
         self.finish_reason: FinishReason | None = None

@@ -11,10 +11,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from cueva.engine.answers import Piece
-from cueva.engine.cache import CachePool, SequenceCache
 from cueva.engine.drafting import ModuleChain, draft
+from cueva.engine.passes import Cache, Passes, Pool, Work
 from cueva.engine.plan import DraftPlan
-from cueva.engine.runner import Runner, Work
 from cueva.engine.running import Request, Running
 from cueva.errors import RequestError
 
@@ -22,7 +21,7 @@ from cueva.errors import RequestError
 class Batch:
     """The requests of one call, run to their ends. A context manager: leaving it gives every cache back."""
 
-    def __init__(self, requests: Iterable[Request], runner: Runner, pool: CachePool, plan: DraftPlan, most_active: int):
+    def __init__(self, requests: Iterable[Request], runner: Passes, pool: Pool, plan: DraftPlan, most_active: int):
         """Queue the requests in order.
 
         Args:
@@ -165,6 +164,6 @@ class Batch:
         return 0.0
 
 
-def _cache(one: Running) -> SequenceCache:
+def _cache(one: Running) -> Cache:
     assert one.cache is not None
     return one.cache

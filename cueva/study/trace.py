@@ -101,7 +101,14 @@ def make_trace(
     """
     import torch
 
+    from cueva.model import CausalLM
+
     model, tokenizer = engine.model, engine.tokenizer
+    if not isinstance(model, CausalLM):
+        raise RequestError(
+            "a trace looks into a model in memory, and this engine keeps only its native copy",
+            way_out="try cueva.Engine(cueva.load(path), tokenizer)",
+        )
     if isinstance(prompt, str) and tokenizer is not None:
         prompt = tokenizer.encode(prompt, bos=tokenizer.adds_bos)
         if not prompt and tokenizer.bos_id is not None:

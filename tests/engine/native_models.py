@@ -15,7 +15,7 @@ from cueva.checkpoint import fp8
 from cueva.config import PRESETS, ModelConfig, RopeScaling, model_config
 from cueva.engine.native import ModuleWeights, NativeModel, NativeRunner, PagedCache
 from cueva.engine.native.plan import chosen_format
-from cueva.engine.runner import Work
+from cueva.engine.passes import Work
 from cueva.kernels import native
 from cueva.kernels.linear import PackedMatrix
 from cueva.model import CausalLM

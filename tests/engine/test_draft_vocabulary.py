@@ -10,8 +10,9 @@ import cueva.engine.heads as heads
 from cueva.config import model_config
 from cueva.engine import Engine, Sampling, frequent_ids
 from cueva.engine.draft_vocabulary import AUTO_FROM, FIRST_LOOK, DraftVocabulary
+from cueva.engine.passes import Work
 from cueva.engine.plan import DraftPlan
-from cueva.engine.runner import Runner, Work
+from cueva.engine.runner import Runner
 from cueva.engine.sampling import Among, process, process_among
 from cueva.engine.settings import Settings
 from cueva.errors import RequestError

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cueva.config import model_config
 from cueva.engine.native import NativeRunner, PagedCache
-from cueva.engine.runner import Work
+from cueva.engine.passes import Work
 from cueva.kernels import native
 from tests.builders import tiny_model
 from tests.engine.native_models import FORMATS, ISAS, ids_for, in_small, poisoned_cache, rows_for, run, runner_of

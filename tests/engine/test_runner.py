@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from cueva.engine import Engine, SequenceCache
-from cueva.engine.runner import Runner, Work, rows_are_independent
+from cueva.engine.passes import Work
+from cueva.engine.runner import Runner, rows_are_independent
 from cueva.model import CausalLM
 from tests.builders import random_ids, tiny_model
 from tests.engine.doubles import GREEDY

@@ -187,7 +187,7 @@ class NativeModel:
             if key_format == "fp8":
                 k_up.fill_fp8(code_YC[keys].T, scale_GJ.T, h, scale_column=first)
             else:
-                wide_YC = fp8_format.dequantise(code_YC, scale_GJ, block=(FP8_BLOCK,) * 2, dtype=torch.float32)
+                wide_YC = fp8_format.dequantise(code_YC, scale_GJ, block=(FP8_BLOCK, FP8_BLOCK), dtype=torch.float32)
                 k_up.fill(wide_YC[keys].T, h)
             v_up.fill_fp8(code_YC[values], scale_GJ, h, scale_row=first + nope)
         source.done(name)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cueva.engine.native.cache import PagedCache, PagedPool
 from cueva.engine.native.plan import NativeModel
-from cueva.engine.runner import Done, Work
+from cueva.engine.passes import Done, Work
 from cueva.kernels.linear import PackedMatrix
 
 MOST_ROWS = 256
@@ -174,11 +174,11 @@ class NativeRunner:
     def prefill(self, cache: PagedCache, ids: Sequence[int]) -> Tensor:
         """Run one chunk of a prompt through the main layers; returns (T, D) states of its T tokens."""
         assert cache.depth_length(0) % self.prefill_chunk == 0, cache.depth_length(0)
-        return self.step(0, [Work(cache, ids)], _NONE, prefill=True)[0]  # pyright: ignore[reportArgumentType]
+        return self.step(0, [Work(cache, ids)], _NONE, prefill=True)[0]
 
     def mtp_prefill(self, depth: int, cache: PagedCache, ids: Sequence[int], state_ND: Tensor) -> Tensor:
         """Run one chunk of a prompt through MTP module `depth`; `ids` are those `depth` places further on."""
-        work = Work(cache, ids, state_ND)  # pyright: ignore[reportArgumentType]
+        work = Work(cache, ids, state_ND)
         return self.step(depth, [work], _NONE, prefill=True)[0]
 
     def logits(self, state_D: Tensor) -> NDArray[np.float32]:
@@ -227,7 +227,7 @@ class NativeRunner:
         segments, start, decode_rows = [], 0, 0
         tokens: list[int] = []
         for item, is_prompt in zip(work, flags, strict=True):
-            cache: PagedCache = item.cache  # pyright: ignore[reportAssignmentType]
+            cache: PagedCache = item.cache
             stop = start + len(item.ids)
             held = cache.reserve(depth, stop - start)
             segments.append((start, stop, held, is_prompt, cache.pages))
@@ -258,7 +258,7 @@ class NativeRunner:
             self.threads,
         )
         for item in work:
-            item.cache.advance(depth, len(item.ids))  # pyright: ignore[reportAttributeAccessIssue]
+            item.cache.advance(depth, len(item.ids))
         return out_TD, logits_TA
 
     def _sub_head(self, depth: int, ids: Any) -> PackedMatrix:
