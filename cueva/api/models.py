@@ -109,7 +109,7 @@ class Engine(engine.Engine):
 def _native(
     folder: Path, weights: str | None, device: str, backend: str = "auto", threads: int | None = None, **_: Any
 ) -> NativeModel | None:
-    """The model of a directory, read tensor by tensor for the native engine; None where PyTorch is to serve or refuse."""
+    """A directory's model, read tensor by tensor for the native engine; None where PyTorch is to serve or refuse."""
     if backend == "torch" or _device(device).type != "cpu":
         return None
     config, stored = stored_weights(folder)

@@ -112,9 +112,7 @@ class Engine:
                 asked = weights or weights_of(model.lm_head.weight.dtype) or "f32"
                 self._live = LiveModel(ModuleWeights(model), asked, threads=threads)
                 model = self._live.model
-            self.runner: NativeRunner | Runner = NativeRunner(
-                model, threads=threads, prefill_chunk=prefill_chunk or 512
-            )
+            self.runner = NativeRunner(model, threads=threads, prefill_chunk=prefill_chunk or 512)
             self.pool = PagedPool(self.config, cache_tokens, dtype=model.cache_dtype, sequences=rows)
         else:
             if threads is not None:
