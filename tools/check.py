@@ -1,4 +1,4 @@
-"""Format, lint, types and tests in one command: `python -m tools.check`.
+"""Format, lint, types, native kernels and tests in one command: `python -m tools.check`.
 
 It is the same by hand and in CI. Each step runs even when one before it failed, so one call shows everything; the last
 lines say what failed. `--fix` repairs what the formatter and the linter can repair by themselves first. What follows
@@ -46,6 +46,8 @@ def steps(options: argparse.Namespace) -> list[Step]:
     found.append(Step("lint", [python, "-m", "ruff", "check", *folders]))
     found.append(Step("types", [python, "-m", "basedpyright", "--pythonpath", python, "--level", "error"]))
     if not options.no_tests:
+        # The tests run on the checkout, so its native kernels have to be those of its sources.
+        found.append(Step("build", [python, "-m", "tools.build", "--if-possible"]))
         tests = [python, "-m", "pytest", "-q", "-n", str(options.workers), "--dist", "worksteal"]
         if options.junit:
             tests.append(f"--junitxml={options.junit}")
@@ -70,7 +72,7 @@ def run(step: Step, environment: dict[str, str]) -> Outcome:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run every step; returns 0 when all succeeded and 1 otherwise."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.check", description="Format, lint, types and tests in one command."
+        prog="python -m tools.check", description="Format, lint, types, native kernels and tests in one command."
     )
     parser.add_argument(
         "--fix", action="store_true", help="let the formatter and the linter repair what they can first"

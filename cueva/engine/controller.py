@@ -23,6 +23,7 @@ Source for the safety account: conservative bandits (Wu et al. 2016, arXiv:1602.
 what they have gained over the default allows.
 """
 
+import math
 from typing import Final
 
 from cueva.engine.corrections import bucket
@@ -62,6 +63,8 @@ PLAIN_GAP: Final = 3
 """Rounds between looks at what a plain round costs, while it is not known well."""
 KNOWN: Final = 8
 """Rounds of late from which the cost of another number of drafts is known well enough."""
+QUIET_MOST: Final = 64
+"""Rounds after which the choice is thought over in any case."""
 BELIEVED: Final = 8
 """Rounds of a look after which it is believed against everything known before."""
 DOUBT: Final = 0.8
@@ -108,6 +111,8 @@ class DraftController:
         self._used = [0] * (most + 1)
         """The round in which each number was last chosen."""
         self._looked = 0
+        self.quiet = 0
+        """Rounds for which the choice will stay plain: nothing can be learned before a look can be paid."""
         self._plain_until = 0
         self._plain_while: tuple[int, ...] = ()
         self._asked: tuple[tuple[int, ...], int] | None = None
@@ -150,9 +155,10 @@ class DraftController:
         self._last = drafts
         self._used[drafts] = self._round
         self.chosen[drafts] += 1
+        self.quiet = 0
         if best == drafts == 0 and self._look is None:
-            # Plain rounds are the fast ones, and teach nothing that could change the choice before the next look.
-            self._plain_until, self._plain_while = self._round + LOOK_GAP, state
+            self.quiet = self._quiet_rounds(rates, most)
+            self._plain_until, self._plain_while = self._round + self.quiet, state
         return drafts
 
     def _ask(self, costs: Costs, now: Situation, chances: list[float]) -> None:
@@ -247,6 +253,16 @@ class DraftController:
             return drafts
         return None
 
+    def _quiet_rounds(self, rates: list[float], most: int) -> int:
+        """Rounds until the first look can be paid, if all are plain until then."""
+        waits = [float(QUIET_MOST)]
+        for drafts in range(1, most + 1):
+            if self._hope(rates, drafts, 0) > rates[0]:
+                loss = self._loss(rates, 0, drafts)
+                curious, safe = (loss - self._curiosity) / CURIOSITY, (loss + self._catching - self.safety) / GRANT
+                waits.append(max(curious, safe))
+        return max(math.ceil(min(waits)), LOOK_GAP)
+
     def _hope(self, rates: list[float], drafts: int, best: int) -> float:
         """The rate that `drafts` would have if all drafts beyond `best` stayed, and doubtful costs were lower."""
         rate = rates[drafts]
@@ -297,6 +313,13 @@ class DraftController:
                 self._look.rounds += 1
         self.safety = min(self.safety + GRANT * spent, SAFETY_MOST)
         self._curiosity = min(self._curiosity + (CURIOSITY_DRAFTING if drafts else CURIOSITY) * spent, CURIOSITY_MOST)
+
+    def stayed_plain(self, rounds: int) -> None:
+        """Take note of plain rounds for which nobody asked, because they were quiet."""
+        self._round += rounds
+        self.chosen[0] += rounds
+        self.safety = min(self.safety + GRANT * rounds, SAFETY_MOST)
+        self._curiosity = min(self._curiosity + CURIOSITY * rounds, CURIOSITY_MOST)
 
     def charge(self, cost: float) -> bool:
         """Pay for modules that catch up without drafting, in the unit of the costs; False if that is too much now."""

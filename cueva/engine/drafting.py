@@ -37,37 +37,43 @@ CATCH_UP_FROM: Final = 32
 
 
 class StateRows:
-    """The states of one depth from some row on: what the next depth has still to see."""
+    """The states of one depth from some row on: what the next depth has still to see.
+
+    Kept as they come, and joined when they are read: a module that is not used adds a row a round and reads none.
+    """
 
     def __init__(self, like: Tensor):
         """Hold nothing, in the dtype, width and place of `like` (..., D)."""
-        self.first = 0
-        self._state_ND = like.new_empty(0, like.shape[-1])
+        self.first = self.stop = 0
+        """The rows held are [first, stop)."""
+        self._parts: list[Tensor] = [like.new_empty(0, like.shape[-1])]
 
-    @property
-    def stop(self) -> int:
-        """One past the last row."""
-        return self.first + self._state_ND.shape[0]
+    def _joined(self) -> Tensor:
+        if len(self._parts) > 1:
+            self._parts = [torch.cat(self._parts)]
+        return self._parts[0]
 
     def append(self, state_ND: Tensor) -> None:
         """Add rows behind the last."""
-        self._state_ND = torch.cat([self._state_ND, state_ND])
+        self._parts.append(state_ND)
+        self.stop += state_ND.shape[0]
 
     def get(self, start: int, stop: int) -> Tensor:
         """Rows [start, stop)."""
         assert self.first <= start <= stop <= self.stop, (self.first, start, stop, self.stop)
-        return self._state_ND[start - self.first : stop - self.first]
+        return self._joined()[start - self.first : stop - self.first]
 
     def truncate(self, stop: int) -> None:
         """Forget rows from `stop` on."""
         if stop < self.stop:
-            self._state_ND = self._state_ND[: max(stop - self.first, 0)]
+            self._parts = [self._joined()[: max(stop - self.first, 0)]]
+            self.stop = max(stop, self.first)
 
     def drop_before(self, start: int) -> None:
         """Forget rows before `start`; a copy, so that the memory really goes."""
         start = min(start, self.stop)
         if start > self.first:
-            self._state_ND = self._state_ND[start - self.first :].clone()
+            self._parts = [self._joined()[start - self.first :].clone()]
             self.first = start
 
 

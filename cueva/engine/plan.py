@@ -29,6 +29,8 @@ PROMPT_SAYS: Final = 32
 """Tokens from which a prompt says how much of its text a draft vocabulary holds."""
 COMPARE_EVERY: Final = 64
 """Rounds after which the whole and the reduced vocabulary are compared again."""
+QUIET_SAMPLED: Final = 4
+"""In rounds that are plain for a while, each so-manieth says what they cost."""
 CLEARLY: Final = 1.01
 """Rate by which the other vocabulary must be better to be taken."""
 
@@ -97,6 +99,8 @@ class DraftPlan:
         self._views: dict[bool, Costs] = {some: self.learned.view(reduced=some) for some in (False, True)}
         self._reduced = fixed_V is not None
         self._compare_in = 0
+        self._quiet = self._quiet_ran = 0
+        self._quiet_for: list[int] = []
 
     # --- per request --------------------------------------------------------------------------------------------------
 
@@ -148,6 +152,12 @@ class DraftPlan:
 
     def counts(self, active: Sequence[Running]) -> list[int]:
         """Choose the number of drafts for every sequence."""
+        # Where drafting does not pay, a round shall hardly cost more than with draft=0.
+        if self._quiet > 0 and self._quiet_for == [id(one) for one in active]:
+            self._quiet -= 1
+            self._quiet_ran += 1
+            return [0] * len(active)
+        self._catch_up_with_quiet_rounds()
         sharing = [one for one in active if one.shares_controller]
         counts = [0 if one.shares_controller else self._alone(one) for one in active]
         if not sharing:
@@ -163,10 +173,19 @@ class DraftPlan:
                 backlog=sum(one.chain.backlog for one in sharing if one.chain is not None),
             ),
         )
+        if self.shared.quiet > 1 and len(sharing) == len(active):
+            self._quiet, self._quiet_for = self.shared.quiet - 1, [id(one) for one in active]
         return [
             min(common, one.draft_limit) if one.shares_controller else count
             for one, count in zip(active, counts, strict=True)
         ]
+
+    def _catch_up_with_quiet_rounds(self) -> None:
+        """Tell the controller of the rounds it was not asked for."""
+        self.shared.stayed_plain(self._quiet_ran)
+        self._compare_in -= self._quiet_ran
+        self._quiet = self._quiet_ran = 0
+        self._quiet_for = []
 
     def _alone(self, one: Running) -> int:
         wanted = one.request.draft
@@ -230,10 +249,16 @@ class DraftPlan:
             seconds: of catching up, of the steps of drafting, and of all the rest, which the verification is.
         """
         catching_up, drafting, verifying = seconds
+        if self.vocabulary.fixed_V is not None:
+            for ids in tokens:
+                self.vocabulary.saw(ids)
+        if self._quiet_ran:
+            if self._quiet_ran % QUIET_SAMPLED == 0:
+                self.learned.add("verify", len(active), cached, verifying)
+            return
         self.learned.add("verify", len(active) + sum(counts), cached, verifying)
         sharing = False
         for one, ids in zip(active, tokens, strict=True):
-            self.vocabulary.saw(ids)
             sharing = sharing or one.shares_controller
             if one.controller is not None:
                 one.controller.settle(len(ids))
@@ -244,6 +269,7 @@ class DraftPlan:
 
     def report(self) -> DraftingReport:
         """Say what was learned."""
+        self._catch_up_with_quiet_rounds()
         reduced_V = self.vocabulary.current_V if self._reduced else None
         return DraftingReport(
             verify_seconds=self.learned.seen("verify"),

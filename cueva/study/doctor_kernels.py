@@ -16,8 +16,8 @@ def examine_kernels() -> dict[str, Any]:
         JSON-able. `kernels`: per operation, `generation` (who computes it when text is generated on the CPU),
         `elsewhere` (PyTorch's backends for training and other devices, the one used first) and `why`. `native`: `file`
         of the extension or None, why it is `missing` or None, the instruction sets `built`, those that `runs` here, the
-        one `chosen` or None, and the `trouble` with `CUEVA_ISA` or None. `openmp`: paths of the runtimes loaded, or None
-        where the system does not tell.
+        one `chosen` or None, and the `trouble` with `CUEVA_ISA` or None. `openmp`: paths of the runtimes loaded, or
+        None where the system does not tell.
     """
     from cueva import kernels
     from cueva.kernels import native

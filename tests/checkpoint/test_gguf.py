@@ -113,7 +113,7 @@ def mean_difference(one_TA: Tensor, other_TA: Tensor) -> float:
     return float((one_TA.log_softmax(-1) - other_TA.log_softmax(-1)).abs().mean())
 
 
-@pytest.mark.oracle
+@pytest.mark.peer
 @pytest.mark.parametrize("name", SHAPES)
 @torch.no_grad()
 def test_llama_cpp_computes_what_the_model_computes(name: str, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_wrong_yarn_would_show_in_these_models(name: str) -> None:
     assert float((model(ids_T[None]).logits - without(ids_T[None]).logits).abs().max()) > 1e-2
 
 
-@pytest.mark.oracle
+@pytest.mark.peer
 @pytest.mark.parametrize(("type", "bound"), [("f16", 0.003), ("bf16", 0.02), ("q8_0", 0.06), ("q4_0", 0.06)])
 @torch.no_grad()
 def test_llama_cpp_reads_the_stored_weights(type: str, bound: float, tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_a_q4_k_file_opens_with_its_mixture_of_types(tmp_path: Path) -> None:
     assert torch.corrcoef(torch.stack([theirs.flatten(), ours.flatten()]))[0, 1] > 0.95
 
 
-@pytest.mark.oracle
+@pytest.mark.peer
 @torch.no_grad()
 def test_llama_cpp_drafts_with_the_models_own_module(tmp_path: Path) -> None:
     """The module in llama.cpp's own graph: tokens and states in, logits of depth 1 out; the main model is unchanged."""
@@ -244,7 +244,7 @@ def test_llama_cpp_drafts_with_the_models_own_module(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.from_numpy(made), out.mtp_logits[0][0], atol=1e-4, rtol=0)
 
 
-@pytest.mark.oracle
+@pytest.mark.peer
 def test_llama_cpp_cuts_text_into_the_same_ids(tmp_path: Path) -> None:
     text = "def f(x):\n    return x ** 12345  # ¿qué? 数字 and 'quotes'\r\n\r\n\tº done"
     tokenizer = Tokenizer.train([text, "for i in range(10):\n    print(i)\n" * 20, text * 2], vocab_size=310)

@@ -41,8 +41,11 @@ def test_the_words_name_processor_versions_backends_and_measurements(facts: dict
     assert facts["machine"]["processor"] in text
     assert facts["versions"]["torch"] in text
     assert facts["versions"]["torch_build"] in text
-    for operation, backends in facts["kernels"].items():
-        assert f"{operation}: {', '.join(backends)}" in text
+    for operation, about in facts["kernels"].items():
+        assert operation in text
+        assert f"{about['generation']} generates on the CPU" in text
+        assert about["why"] in text
+    assert f"torch uses {facts['threads']['torch']} threads, an engine {facts['threads']['engine']}" in text
     assert "GFLOP/s" in text or "TFLOP/s" in text
     assert facts["measured"]["read_bytes"] > 1e8
     assert facts["measured"]["float32_flops"] > 1e8
@@ -68,6 +71,52 @@ def test_variables_are_shown_and_secrets_are_not(monkeypatch: pytest.MonkeyPatch
     assert hub["path"] in ("/models/hub", str(Path("/models") / "hub"))
 
 
+# --- kernels ----------------------------------------------------------------------------------------------------------
+
+
+def test_each_operation_has_a_backend_and_a_reason(facts: dict[str, Any]) -> None:
+    assert list(facts["kernels"]) == ["linear", "attend", "experts", "route", "norm", "rotary", "quant"]
+    for about in facts["kernels"].values():
+        assert about["why"]
+        assert about["elsewhere"]
+        assert about["generation"] in ("torch", f"native {facts['native']['chosen']}")
+    assert set(facts["native"]["runs"]) <= set(facts["native"]["built"])
+
+
+def test_an_instruction_set_that_was_asked_for_is_named_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = examine(measured=False)["native"]["runs"]
+    if len(runs) < 2:
+        pytest.skip("this machine runs one instruction set, or there are no native kernels")
+    monkeypatch.setenv("CUEVA_ISA", "portable")
+    found = examine(measured=False)
+    assert found["native"]["chosen"] == "portable"
+    assert all(about["generation"] == "native portable" for about in found["kernels"].values())
+    assert f"CUEVA_ISA asks for portable; the best that this processor runs is {runs[0]}" in format_examination(found)
+
+
+def test_an_instruction_set_that_does_not_exist_is_a_finding_and_not_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUEVA_ISA", "abacus")
+    found = examine(measured=False)
+    assert found["native"]["trouble"].startswith("CUEVA_ISA is 'abacus', but ")
+    assert all(about["generation"] == "torch" for about in found["kernels"].values())
+    assert any(item["fix"] == "unset CUEVA_ISA" for item in found["advice"])
+
+
+def test_without_the_extension_the_words_say_why_and_what_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cueva.kernels import native
+
+    monkeypatch.setattr(native, "_loaded", lambda: (None, "the native kernels were not built, so be it; build them"))
+    found = examine(measured=False)
+    assert json.loads(json.dumps(found)) == found
+    assert found["native"]["built"] == found["native"]["runs"] == []
+    text = format_examination(found)
+    assert "torch generates on the CPU" in text
+    assert (
+        "text is generated several times slower than it could be: the native kernels were not built, so be it" in text
+    )
+    assert "fix: build them" in text
+
+
 # --- advice -----------------------------------------------------------------------------------------------------------
 
 
@@ -82,7 +131,16 @@ HEALTHY: dict[str, Any] = {
     },
     "versions": {"torch_build": "CPU"},
     "devices": [{"name": "cpu"}],
-    "threads": {"torch": 8},
+    "threads": {"torch": 8, "engine": 8},
+    "native": {
+        "file": "/p/_native.so",
+        "missing": None,
+        "built": ["avx512", "avx2", "portable"],
+        "runs": ["avx512", "avx2", "portable"],
+        "chosen": "avx512",
+        "trouble": None,
+    },
+    "openmp": ["/t/libgomp.so.1"],
     "measured": {"float32_flops": 5e11, "bfloat16_flops": 9e11, "read_bytes": 4e10},
     "disk": [{"what": "runs", "path": "/r", "free": 100 * GIB}, {"what": "hub cache", "path": "/h", "free": 100 * GIB}],
     "environment": {},
@@ -120,6 +178,18 @@ def test_a_healthy_machine_needs_no_advice() -> None:
         (changed(measured__bfloat16_flops=1e10), "bfloat16 saves memory but costs time", 'weights="f32"'),
         (changed(machine__memory={"available": GIB, "limit": None}), "only small models fit", "preset tiny"),
         (changed(machine__memory={"available": 9 * GIB, "limit": GIB}), "only small models fit", "preset tiny"),
+        (
+            changed(native__missing="the native kernels were not built, why; install one", native__chosen=None),
+            "text is generated several times slower",
+            "install one",
+        ),
+        (changed(native__chosen="portable"), "text is generated slower", "unset CUEVA_ISA"),
+        (
+            changed(native__chosen=None, native__trouble="CUEVA_ISA is 'sse'"),
+            "no text can be generated",
+            "unset CUEVA_ISA",
+        ),
+        (changed(openmp=["/t/libgomp.so.1", "/u/libgomp.so.1"]), "threads fight for the cores", "import torch before"),
         (changed(disk__0__free=GIB), "saving a run may fail", "a folder on a larger disk"),
         (changed(disk__1__free=GIB), "downloads may fail", "HF_HOME"),
     ],
