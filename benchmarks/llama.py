@@ -188,13 +188,13 @@ class _Api:
 
     def __init__(self, name: str):
         if name == "llama":
-            import llama_cpp
+            import llama_cpp  # pyright: ignore[reportMissingImports]
 
             self.library: Any = llama_cpp
             self.package = "llama-cpp-python"
             self._ik = False
         else:
-            from ik_llama_cpp import _ctypes_api as ik
+            from ik_llama_cpp import _ctypes_api as ik  # pyright: ignore[reportMissingImports]
 
             self.library = ik
             self.package = "ik-llama-cpp-python"

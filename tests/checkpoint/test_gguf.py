@@ -185,7 +185,7 @@ def round_weights(model: CausalLM, type: str) -> None:
             parameter.copy_(dequantise(quantise(parameter, type), type))
 
 
-@pytest.mark.oracle
+@pytest.mark.peer
 @torch.no_grad()
 def test_a_q4_k_file_opens_with_its_mixture_of_types(tmp_path: Path) -> None:
     model = wide_model(hidden_size=256, num_experts_per_tok=8, num_nextn_predict_layers=0)

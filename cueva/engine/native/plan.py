@@ -113,10 +113,11 @@ class NativeModel:
     def sub_head(self, depth: int, ids: Tensor) -> PackedMatrix:
         """Pack the rows of a depth's head for a subset of the vocabulary (`ids` int64, ascending)."""
         head = self._heads[depth]
-        packed = self._new(head.format, len(ids), head.columns) if not head.format.startswith("rows") else None
         rows_OI = head.unpack_rows(ids)
-        if packed is None:
-            packed = self._new("f32" if head.format == "rows_f32" else "bf16", len(ids), head.columns)
+        if head.format.startswith("rows"):  # as the head itself, so that logits are the same to the bit
+            dtype = torch.float32 if head.format == "rows_f32" else torch.bfloat16
+            return PackedMatrix.mapped(rows_OI.to(dtype), isa=self.isa)
+        packed = self._new(head.format, len(ids), head.columns)
         packed.fill(rows_OI)
         return packed
 

@@ -14,7 +14,7 @@ static inline void best(float* value, int64_t size, int64_t count, int32_t* out)
     for (int64_t i = 0; i < count; ++i) {
         int64_t winner = -1;
         for (int64_t e = 0; e < size; ++e)
-            if (!std::isnan(value[e]) && (winner < 0 || value[e] > value[winner])) winner = e;
+            if (value[e] == value[e] && (winner < 0 || value[e] > value[winner])) winner = e;
         if (winner < 0) winner = i;  // nothing but NaN: any choice is as good
         out[i] = static_cast<int32_t>(winner);
         value[winner] = NAN;
