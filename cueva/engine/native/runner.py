@@ -18,6 +18,7 @@ from torch import Tensor
 from cueva.engine.native.cache import PagedCache, PagedPool
 from cueva.engine.native.plan import NativeModel
 from cueva.engine.passes import Done, Work
+from cueva.kernels import quant
 from cueva.kernels.linear import PackedMatrix
 
 MOST_ROWS = 256
@@ -25,6 +26,12 @@ MOST_ROWS = 256
 
 
 _EXPAND_FACTORS: dict[Any, float] = {}
+
+
+CATCH_UP_ROWS = 32
+"""Rows of a module from which on measuring it means measuring catching up."""
+HEADS_KEPT = 3
+"""Reduced heads kept of each depth: the first choice, the one by use, and the one before it."""
 
 
 class NativeRunner:
@@ -101,6 +108,13 @@ class NativeRunner:
         return self.model.cache_dtype
 
     @property
+    def bits_per_weight(self) -> float:
+        """What a pass reads for each weight."""
+        name = self.model.weights
+        plain = {"f32": 32.0, "bf16": 16.0, "fp8": 8.0}
+        return plain[name] if name in plain else quant.block_format(name).bits_per_weight
+
+    @property
     def padded_rows(self) -> int:
         """Rows that every pass is filled up to: one, so none."""
         return 1
@@ -115,8 +129,10 @@ class NativeRunner:
         head_rows = np.arange(rows, dtype=np.int32) if depth == 0 else np.array([rows - 1], np.int32)
         if ids is not None:
             self._sub_head(depth, ids)
+        # Many rows of a module are rows that it has to catch up with, which run as a prompt's do.
+        catching_up = depth > 0 and rows > CATCH_UP_ROWS
         started = time.perf_counter()
-        self.step(depth, work, head_rows, ids=ids)
+        self.step(depth, work, _NONE if catching_up else head_rows, prefill=catching_up, ids=ids)
         return time.perf_counter() - started
 
     @property
@@ -266,6 +282,8 @@ class NativeRunner:
         key = id(ids)
         if key not in self._heads:
             # The array is kept with its head, so that no other can take its identity.
+            while len(self._heads) >= HEADS_KEPT * max(self.depths, 1):
+                del self._heads[next(iter(self._heads))]
             self._heads[key] = (ids, self.model.sub_head(depth, torch.tensor(ids)))
         return self._heads[key][1]
 
