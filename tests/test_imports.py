@@ -127,7 +127,8 @@ def seconds_beyond_torch(names: str) -> float:
         f"for name in {names}: getattr(cueva, name)\n"
         "print(time.process_time() - began)"
     )
-    return sorted(float(python(code)) for _ in range(3))[1]
+    # The least of three: a busy machine only ever adds.
+    return min(float(python(code)) for _ in range(3))
 
 
 def test_import_cueva_adds_next_to_nothing_to_torch() -> None:
