@@ -132,7 +132,8 @@ class NativeRunner:
         # Many rows of a module are rows that it has to catch up with, which run as a prompt's do.
         catching_up = depth > 0 and rows > CATCH_UP_ROWS
         started = time.perf_counter()
-        self.step(depth, work, _NONE if catching_up else head_rows, prefill=catching_up, ids=ids)
+        states = not (catching_up and depth == self.depths)
+        self.step(depth, work, _NONE if catching_up else head_rows, prefill=catching_up, ids=ids, states=states)
         return time.perf_counter() - started
 
     @property
@@ -193,9 +194,15 @@ class NativeRunner:
         return self.step(0, [Work(cache, ids)], _NONE, prefill=True)[0]
 
     def mtp_prefill(self, depth: int, cache: PagedCache, ids: Sequence[int], state_ND: Tensor) -> Tensor:
-        """Run one chunk of a prompt through MTP module `depth`; `ids` are those `depth` places further on."""
+        """Run one chunk of a prompt through MTP module `depth`; `ids` are those `depth` places further on.
+
+        The last module's states feed nothing: its rows are latents in the cache, and no more is computed of them. What
+        is returned for it are zero rows.
+        """
         work = Work(cache, ids, state_ND)
-        return self.step(depth, [work], _NONE, prefill=True)[0]
+        last = depth == self.depths
+        state_TD, _ = self.step(depth, [work], _NONE, prefill=True, states=not last)
+        return state_TD.new_zeros(len(ids), self.config.hidden_size) if last else state_TD
 
     def logits(self, state_D: Tensor) -> NDArray[np.float32]:
         """Logits (A) of one state: what follows the last token of a prompt."""
@@ -223,6 +230,7 @@ class NativeRunner:
         *,
         prefill: bool | Sequence[bool] = False,
         ids: Any = None,
+        states: bool = True,
         routes: NDArray[np.int32] | None = None,
     ) -> tuple[Tensor, NDArray[np.float32]]:
         """Run rows of any sequences in one native call.
@@ -233,6 +241,8 @@ class NativeRunner:
             head_rows: rows (0 .. T - 1) whose logits are wanted.
             prefill: whether the rows are of prompts, for all or for each work.
             ids: a subset of the vocabulary for the logits.
+            states: whether the states are wanted; without them only the first layer's cache is filled, and no logits
+                can be asked for.
             routes: (expert layers, T, K) to be filled with the chosen experts.
 
         Returns:
@@ -251,7 +261,8 @@ class NativeRunner:
             decode_rows = decode_rows if is_prompt else stop
             start = stop
         ids_T = np.array(tokens, dtype=np.int32)
-        out_TD = torch.empty(start, self.config.hidden_size)
+        assert states or not len(head_rows), "logits need states"
+        out_TD = torch.empty(start if states else 0, self.config.hidden_size)
         state_TD = None
         if depth:
             parts = [item.state_ND for item in work]
@@ -265,7 +276,7 @@ class NativeRunner:
             decode_rows,
             ids_T.ctypes.data,
             0 if state_TD is None else state_TD.data_ptr(),
-            out_TD.data_ptr(),
+            out_TD.data_ptr() if states else 0,
             head_rows.ctypes.data,
             len(head_rows),
             None if head is None else head.native,

@@ -282,7 +282,7 @@ public:
         const Batch batch = {depth, rows, decode_rows, reinterpret_cast<const int32_t*>(ids),
                              reinterpret_cast<const float*>(state), list.data(), static_cast<int64_t>(list.size()),
                              reinterpret_cast<float*>(out), reinterpret_cast<const int32_t*>(head_rows), head_count,
-                             reduced, reinterpret_cast<float*>(logits), reinterpret_cast<int32_t*>(routes)};
+                             reduced, reinterpret_cast<float*>(logits), reinterpret_cast<int32_t*>(routes), out == 0};
         nb::gil_scoped_release free;
         const std::lock_guard<std::mutex> guard(mutex_);
         const int64_t bytes = kernels_->step_bytes(model_, batch, threads);

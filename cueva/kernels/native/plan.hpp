@@ -140,6 +140,7 @@ struct Batch {
     const Matrix* head;        // a head of fewer rows, or none: the depth's own
     float* logits;             // (head_count, rows of the head)
     int32_t* routes;           // (routed layers, T, K) chosen experts, or none
+    bool latents_only;         // fill the cache of the first layer and leave: nobody reads the states
 };
 
 // What one instruction set offers.

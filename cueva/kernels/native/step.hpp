@@ -245,12 +245,19 @@ static void step(const Model& model, const Batch& batch, uint8_t* memory, int th
             join(depth, batch, st, team);
             Team::barrier();
         }
+        if (batch.latents_only) {
+            norm_input(model, depth.layers[0], batch, st, team);
+            Team::barrier();
+            narrow(depth.layers[0], batch, st, team);
+            Team::barrier();
+            norm_latents(model, depth.layers[0], depth.first_cache_layer, batch, st, team);
+        }
         int32_t* routes = batch.routes;
-        for (int64_t i = 0; i < depth.layer_count; ++i) {
+        for (int64_t i = 0; i < depth.layer_count && !batch.latents_only; ++i) {
             run_layer(model, depth, i, batch, st, team, routes);
             if (routes && depth.layers[i].routed) routes += st.T * depth.layers[i].router.chosen;
         }
-        norm_final(model, depth, batch, st, team);
+        if (!batch.latents_only) norm_final(model, depth, batch, st, team);
         if (batch.head_count) {
             Team::barrier();
             give_logits(depth, batch, st, team);
