@@ -55,13 +55,13 @@ class LlamaCpp:
         self._how = VARIANTS[name][variant]
         self._threads = threads
         self._model = self._api.load(path, self._how)
-        library = self._api.library
-        self.vocabulary: int = library.llama_vocab_n_tokens(library.llama_model_get_vocab(self._model))
+        bindings = self._api.bindings
+        self.vocabulary: int = bindings.llama_vocab_n_tokens(bindings.llama_model_get_vocab(self._model))
         self._positions = -(-positions // 256) * 256
         self._one = self._api.context(self._model, self._how, threads, self._positions, 1)
         self._many: Any = None
         self._held, self._many_held = 0, 0
-        self._batch = _Batch(library, BATCH)
+        self._batch = _Batch(bindings, BATCH)
         self.settings = {
             "package": f"{self._api.package} {importlib.metadata.version(self._api.package)}",
             "variant": variant,
@@ -110,7 +110,7 @@ class LlamaCpp:
     def fill_many(self, sequences: int, cached: int) -> None:
         """Fill each with its own tokens, in one batch after another."""
         if self._many is not None:  # its room was for others
-            self._api.library.llama_free(self._many)
+            self._api.bindings.llama_free(self._many)
         room = -(-(cached + 8) // MANY_POSITIONS) * MANY_POSITIONS
         self._many = self._api.context(self._model, self._how, self._threads, room * sequences, sequences)
         for number in range(sequences):
@@ -133,13 +133,13 @@ class LlamaCpp:
         return {}
 
     def _run(self, context: Any, rows: int, row: int | None = None) -> list[int]:
-        library = self._api.library
-        status = library.llama_decode(context, self._batch.native)
+        bindings = self._api.bindings
+        status = bindings.llama_decode(context, self._batch.native)
         if status != 0:
             raise RuntimeError(f"llama_decode answered {status} to {self._batch.count} tokens")
         wanted = range(rows) if row is None else [row]
         return [
-            int(np.ctypeslib.as_array(library.llama_get_logits_ith(context, i), (self.vocabulary,)).argmax())
+            int(np.ctypeslib.as_array(bindings.llama_get_logits_ith(context, i), (self.vocabulary,)).argmax())
             for i in wanted
         ]
 
@@ -147,8 +147,8 @@ class LlamaCpp:
 class _Batch:
     """A `llama_batch` that is written to through numpy, so that Python's part is small."""
 
-    def __init__(self, library: Any, room: int):
-        self.native = library.llama_batch_init(room, 0, 1)
+    def __init__(self, bindings: Any, room: int):
+        self.native = bindings.llama_batch_init(room, 0, 1)
         self.count = 0
         self._token = np.ctypeslib.as_array(self.native.token, (room,))
         self._position = np.ctypeslib.as_array(self.native.pos, (room,))
@@ -190,53 +190,53 @@ class _Api:
         if name == "llama":
             import llama_cpp  # pyright: ignore[reportMissingImports]
 
-            self.library: Any = llama_cpp
+            self.bindings: Any = llama_cpp
             self.package = "llama-cpp-python"
             self._ik = False
         else:
             from ik_llama_cpp import _ctypes_api as ik  # pyright: ignore[reportMissingImports]
 
-            self.library = ik
+            self.bindings = ik
             self.package = "ik-llama-cpp-python"
             self._ik = True
             # Calls that the package's own file does not name.
             self._remove = ik._lib.llama_kv_cache_seq_rm
             self._remove.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_int32]
             self._remove.restype = ctypes.c_bool
-        self.library.llama_backend_init()
+        self.bindings.llama_backend_init()
 
     def compiled_for(self) -> str:
         """The instruction sets that the library says it was compiled for."""
         if self._ik:
-            told = self.library._lib.llama_print_system_info
+            told = self.bindings._lib.llama_print_system_info
             told.restype = ctypes.c_char_p
         else:
-            told = self.library.llama_print_system_info
+            told = self.bindings.llama_print_system_info
         found = told().decode().replace("CPU :", "").split("|")
         return " ".join(part.split("=")[0].strip() for part in found if part.strip().endswith("= 1"))
 
     def load(self, path: str, how: Mapping[str, Any]) -> Any:
-        params = self.library.llama_model_default_params()
+        params = self.bindings.llama_model_default_params()
         params.n_gpu_layers = 0
         if self._ik:
             # The model prepares what this attention needs; without it the context crashes.
             params.mla, params.flash_attn = how["mla"], how["flash"]
             if how.get("repack"):
                 params.repack_tensors, params.use_mmap = True, False
-        model = self.library.llama_model_load_from_file(path.encode(), params)
+        model = self.bindings.llama_model_load_from_file(path.encode(), params)
         if not model:
             raise RuntimeError(f"{self.package} does not open {path}")
         return model
 
     def context(self, model: Any, how: Mapping[str, Any], threads: int, positions: int, sequences: int) -> Any:
-        params = self.library.llama_context_default_params()
+        params = self.bindings.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_seq_max = positions, BATCH, sequences
         params.n_threads = params.n_threads_batch = threads
         if self._ik:
             params.flash_attn, params.mla_attn = how["flash"], how["mla"]
         else:
             params.flash_attn_type = int(how["flash"])
-        context = self.library.llama_init_from_model(model, params)
+        context = self.bindings.llama_init_from_model(model, params)
         if not context:
             raise RuntimeError(f"{self.package} makes no context of {positions} positions")
         return context
@@ -246,4 +246,4 @@ class _Api:
         if self._ik:
             self._remove(context, sequence, start, -1)
         else:
-            self.library.llama_memory_seq_rm(self.library.llama_get_memory(context), sequence, start, -1)
+            self.bindings.llama_memory_seq_rm(self.bindings.llama_get_memory(context), sequence, start, -1)

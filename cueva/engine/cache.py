@@ -9,7 +9,7 @@ Source: DeepSeek-V2 report (arXiv:2405.04434), section 2.1.2; DeepSeek-V3 report
 """
 
 import threading
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from cueva.errors import RequestError
 
 BLOCK: Final = 64
 """Positions by which a layer's rows grow at least; small beside a context, large beside a step."""
+
+
+Granted = TypeVar("Granted")
 
 
 class CacheFull(RequestError):  # noqa: N818  (a state of the cache; the contract's name)
@@ -102,19 +105,18 @@ def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
     return config.cache_values_per_token * dtype.itemsize
 
 
-class CachePool:
+class Budget(Generic[Granted]):
     """One budget of positions for all sequences of an engine.
 
     A sequence is granted every position it may come to need before it starts, so it never stops half-way for want of
-    memory; the memory itself is taken as it grows.
+    memory; the memory itself is taken as it grows. What a grant is made of, `_made` and `_taken_back` say.
     """
 
-    def __init__(self, config: ModelConfig, tokens: int, *, dtype: torch.dtype, device: torch.device):
+    def __init__(self, tokens: int):
         """Grant up to `tokens` positions, of all sequences together."""
         if tokens < 1:
             raise RequestError(f"cache_tokens is {tokens}, but a cache needs at least 1 position")
         self.tokens = tokens
-        self._config, self._dtype, self._device = config, dtype, device
         self._granted: dict[int, int] = {}
         self._lock = threading.Lock()
 
@@ -123,7 +125,7 @@ class CachePool:
         """Positions that nobody was granted."""
         return self.tokens - sum(self._granted.values())
 
-    def open(self, tokens: int) -> SequenceCache | None:
+    def open(self, tokens: int) -> Granted | None:
         """Grant `tokens` positions and return their cache, or None while others hold too many.
 
         Raises:
@@ -137,11 +139,30 @@ class CachePool:
         with self._lock:
             if tokens > self.free:
                 return None
-            cache = SequenceCache(self._config, tokens, dtype=self._dtype, device=self._device)
+            cache = self._made(tokens)
             self._granted[id(cache)] = tokens
             return cache
 
-    def close(self, cache: SequenceCache) -> None:
+    def close(self, cache: Granted) -> None:
         """Take a cache back. Closing it again changes nothing."""
         with self._lock:
-            self._granted.pop(id(cache), None)
+            if self._granted.pop(id(cache), None) is not None:
+                self._taken_back(cache)
+
+    def _made(self, tokens: int) -> Granted:
+        raise NotImplementedError
+
+    def _taken_back(self, cache: Granted) -> None:
+        """Nothing to do where memory goes with the cache itself."""
+
+
+class CachePool(Budget[SequenceCache]):
+    """The budget of the PyTorch engine: each sequence's rows lie together."""
+
+    def __init__(self, config: ModelConfig, tokens: int, *, dtype: torch.dtype, device: torch.device):
+        """Grant up to `tokens` positions, of all sequences together."""
+        super().__init__(tokens)
+        self._config, self._dtype, self._device = config, dtype, device
+
+    def _made(self, tokens: int) -> SequenceCache:
+        return SequenceCache(self._config, tokens, dtype=self._dtype, device=self._device)

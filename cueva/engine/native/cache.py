@@ -6,15 +6,13 @@ Memory is taken from the system as pages are first written.
 """
 
 import ctypes
-import threading
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cueva.config import ModelConfig
-from cueva.engine.cache import CacheFull
-from cueva.errors import RequestError
+from cueva.engine.cache import Budget, CacheFull
 from cueva.kernels import native
 
 PAGE = 64
@@ -94,48 +92,21 @@ class PagedCache:
         self.pages.release()
 
 
-class PagedPool:
-    """One budget of positions for all sequences of an engine (`cueva.engine.CachePool`, in pages)."""
+class PagedPool(Budget[PagedCache]):
+    """The budget of the native engine, in pages that sequences hand back."""
 
     def __init__(self, config: ModelConfig, tokens: int, *, dtype: torch.dtype, sequences: int):
         """Grant up to `tokens` positions to up to `sequences` sequences at once."""
-        if tokens < 1:
-            raise RequestError(f"cache_tokens is {tokens}, but a cache needs at least 1 position")
-        self.tokens = tokens
+        super().__init__(tokens)
         self._config, self._dtype = config, dtype
         layers = config.num_hidden_layers + config.num_nextn_predict_layers
         row = (config.kv_lora_rank + config.qk_rope_head_dim) * dtype.itemsize
         # A sequence's last page may be all but empty.
         pages = -(-tokens // PAGE) + sequences
         self.native: Any = native.extension().PagePool(PAGE * row * layers, pages)
-        self._granted: dict[int, int] = {}
-        self._lock = threading.Lock()
 
-    @property
-    def free(self) -> int:
-        """Positions that nobody was granted."""
-        return self.tokens - sum(self._granted.values())
+    def _made(self, tokens: int) -> PagedCache:
+        return PagedCache(self, tokens, self._config, self._dtype)
 
-    def open(self, tokens: int) -> PagedCache | None:
-        """Grant `tokens` positions and return their cache, or None while others hold too many.
-
-        Raises:
-            RequestError: more than the whole budget: waiting would not help.
-        """
-        if tokens > self.tokens:
-            raise RequestError(
-                f"the request needs {tokens} positions of cache, but this engine holds {self.tokens} (cache_tokens)",
-                way_out=f"try fewer new tokens, a shorter prompt, or an engine with cache_tokens={tokens}",
-            )
-        with self._lock:
-            if tokens > self.free:
-                return None
-            cache = PagedCache(self, tokens, self._config, self._dtype)
-            self._granted[id(cache)] = tokens
-            return cache
-
-    def close(self, cache: PagedCache) -> None:
-        """Take a cache back. Closing it again changes nothing."""
-        with self._lock:
-            if self._granted.pop(id(cache), None) is not None:
-                cache.release()
+    def _taken_back(self, cache: PagedCache) -> None:
+        cache.release()

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from cueva.checkpoint import fp8 as fp8_format
 from cueva.config import LATENT_NORM_EPS
-from cueva.engine.native.weights import FP8_BLOCK, Weights
+from cueva.engine.native.weights import Weights
 from cueva.errors import RequestError, nearest
 from cueva.kernels import native, quant
 from cueva.kernels.linear import FORMATS, PackedMatrix
+from cueva.kernels.linear.packed import FP8_BLOCK
 from cueva.model.rotary import attention_factor, inverse_frequencies, softmax_scale
 
 WEIGHT_FORMATS: Final = ("f32", "bf16", "fp8", "q8_0", "q4_0", "q4_k")

@@ -14,9 +14,8 @@ from cueva.checkpoint.fp8 import E4M3
 from cueva.checkpoint.names import scale_name
 from cueva.config import ModelConfig
 from cueva.errors import RequestError
+from cueva.kernels.linear.packed import FP8_BLOCK
 from cueva.model import CausalLM
-
-FP8_BLOCK = 128
 
 
 class Fp8(NamedTuple):

@@ -13,10 +13,7 @@ FORMATS: Final[Mapping[str, int]] = {
     "f32": 0,
     "bf16": 1,
     "fp8": 2,
-    "q8_0": 3,
-    "q4_0": 4,
-    "q4_k": 5,
-    "q6_k": 6,
+    **quant.NUMBERS,
     "rows_f32": 7,
     "rows_bf16": 8,
 }
