@@ -12,7 +12,7 @@ from cueva import engine
 from cueva.checkpoint import load_model, resolve, save_model
 from cueva.checkpoint.save import SavesItself
 from cueva.engine import Codec
-from cueva.engine.native import WEIGHT_FORMATS, NativeModel, open_native, stored_weights, why_not
+from cueva.engine.native import WEIGHT_FORMATS, NativeModel, open_native
 from cueva.errors import CheckpointError, RequestError
 from cueva.kernels.native import default_threads
 from cueva.model import CausalLM
@@ -112,11 +112,9 @@ def _native(
     """A directory's model, read tensor by tensor for the native engine; None where PyTorch is to serve or refuse."""
     if backend == "torch" or _device(device).type != "cpu":
         return None
-    config, stored = stored_weights(folder)
-    asked = weights or stored
-    if why_not(config) is not None or asked not in WEIGHT_FORMATS:
+    if weights is not None and weights not in WEIGHT_FORMATS:
         return None
-    return open_native(folder, asked, threads=threads or default_threads())
+    return open_native(folder, weights, threads=threads or default_threads())
 
 
 def read_generation(folder: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ does inside is C++: `cueva/kernels/native/step.hpp`.
 """
 
 from cueva.engine.native.cache import PagedCache, PagedPool
-from cueva.engine.native.opening import LiveModel, open_native, stored_weights, weights_of, why_not
+from cueva.engine.native.opening import LiveModel, open_native, weights_of, why_not
 from cueva.engine.native.plan import WEIGHT_FORMATS, NativeModel
 from cueva.engine.native.runner import NativeRunner
 from cueva.engine.native.weights import DirectoryWeights, ModuleWeights, Weights
@@ -21,7 +21,6 @@ __all__ = [
     "PagedPool",
     "Weights",
     "open_native",
-    "stored_weights",
     "weights_of",
     "why_not",
 ]

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 
-from cueva.checkpoint.directory import CheckpointWarning, open_directory
+from cueva.checkpoint.directory import CheckpointWarning, ModelDirectory, open_directory
 from cueva.checkpoint.names import EMBEDDING
 from cueva.config import ModelConfig
 from cueva.engine.native.plan import NativeModel
 from cueva.engine.native.weights import DirectoryWeights, ModuleWeights
 from cueva.kernels import native
+from cueva.kernels.linear.packed import FP8_BLOCK
 
 WIDEST_ROTARY = 512
 """Rotary widths beyond this are left to PyTorch."""
@@ -32,14 +33,6 @@ def why_not(config: ModelConfig) -> str | None:
     return None
 
 
-def stored_weights(folder: Path) -> tuple[ModelConfig, str | None]:
-    """The shape of a model directory, and what its weights are called as they are stored."""
-    with open_directory(folder) as directory:
-        if directory.reading.quantisation is not None and directory.reading.quantisation.block == (128, 128):
-            return directory.config, "fp8"
-        return directory.config, weights_of(directory.stored.tensors[EMBEDDING].dtype)
-
-
 class LiveModel:
     """The native copy of a model that may still be trained, made anew when its weights have changed."""
 
@@ -57,14 +50,19 @@ class LiveModel:
         return self.model
 
 
-def open_native(folder: Path, weights: str, *, threads: int, zero_copy: bool | None = None) -> NativeModel:
+def open_native(
+    folder: Path, weights: str | None, *, threads: int, zero_copy: bool | None = None
+) -> NativeModel | None:
     """Open a model directory for the native engine, tensor by tensor.
 
     Args:
         folder: in the published format.
-        weights: format to hold them in.
+        weights: format to hold them in; None: as they are stored.
         threads: that pack.
         zero_copy: use float32 or bfloat16 weights as they lie on disk. None: if they would not fit in memory.
+
+    Returns:
+        The model, or None where the native kernels cannot serve it (`why_not`), or not as it is stored.
 
     Raises:
         ConfigError, CheckpointError: there is no such model.
@@ -74,12 +72,24 @@ def open_native(folder: Path, weights: str, *, threads: int, zero_copy: bool | N
         CheckpointWarning: the directory is odd in a way that does not keep it from being read.
     """
     with open_directory(folder) as directory:
+        stored = _stored_weights(directory)
+        asked = weights or stored
+        if asked is None or why_not(directory.config) is not None:
+            return None
         for sentence in directory.warnings:
             warnings.warn(sentence, CheckpointWarning, stacklevel=2)
-        plain = weights_of(directory.stored.tensors[EMBEDDING].dtype) == weights
         if zero_copy is None:
-            zero_copy = plain and sum(tensor.nbytes for tensor in directory.stored.tensors.values()) > _memory()
-        return NativeModel(DirectoryWeights(directory), weights, threads=threads, zero_copy=zero_copy)
+            size = sum(tensor.nbytes for tensor in directory.stored.tensors.values())
+            zero_copy = asked == stored and asked != "fp8" and size > _memory()
+        return NativeModel(DirectoryWeights(directory), asked, threads=threads, zero_copy=zero_copy)
+
+
+def _stored_weights(directory: ModelDirectory) -> str | None:
+    """What weights are called as a directory holds them; None if the native kernels do not compute with them."""
+    quantisation = directory.reading.quantisation
+    if quantisation is not None and quantisation.block == (FP8_BLOCK, FP8_BLOCK):
+        return "fp8"
+    return weights_of(directory.stored.tensors[EMBEDDING].dtype)
 
 
 def _memory() -> float:

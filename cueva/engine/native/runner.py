@@ -23,15 +23,12 @@ from cueva.kernels.linear import PackedMatrix
 
 MOST_ROWS = 256
 """Rows of one decoding pass at most: bounds the memory of a step."""
-
-
-_EXPAND_FACTORS: dict[Any, float] = {}
-
-
 CATCH_UP_ROWS = 32
 """Rows of a module from which on measuring it means measuring catching up."""
 HEADS_KEPT = 3
 """Reduced heads kept of each depth: the first choice, the one by use, and the one before it."""
+
+_EXPAND_FACTORS: dict[Any, float] = {}
 
 
 class NativeRunner:
@@ -180,10 +177,9 @@ class NativeRunner:
             head_rows = ends - 1 if logits else ends[:0]
             h_TD, logits_TA = self.step(depth, some, head_rows, ids=ids)
             start = 0
-            for number, (item, stop) in enumerate(zip(some, ends.tolist(), strict=True)):
+            for number, stop in enumerate(ends.tolist()):
                 done.append(Done(h_TD[start:stop], logits_TA[number : number + 1]))
                 start = stop
-                del item
         return done
 
     # --- prefill ------------------------------------------------------------------------------------------------------

@@ -26,31 +26,16 @@ static void turn_key_up(const Matrix& k_up, int64_t nope, int64_t latent, float*
 // Sixteen results for each of some keys, stored as cells: out = latents W.
 static inline void raise_tile(const float* tile, int64_t latent, const float* latents, int64_t stride, int64_t count,
                               float* out, int64_t out_stride, float*) {
-    for (int64_t key = 0; key < count; key += kGemmRows) {
-        const int here = static_cast<int>(count - key < kGemmRows ? count - key : kGemmRows);
-        const float* from[kGemmRows];
-        float* to[kGemmRows];
-        for (int m = 0; m < here; ++m) from[m] = latents + (key + m) * stride, to[m] = out + (key + m) * out_stride;
-        Groups<kGemmRows>::run(here, tile, latent, from, to, true);
-    }
+    gemm_rows(tile, latent, latents, stride, count, out, out_stride);
 }
 
 #if defined(CUEVA_ISA_BF16)
 static inline void raise_tile(const float* tile, int64_t latent, const uint16_t* latents, int64_t stride, int64_t count,
                               uint16_t* out, int64_t out_stride, float* results) {
-    for (int64_t key = 0; key < count; key += kGemmRows) {
-        const int here = static_cast<int>(count - key < kGemmRows ? count - key : kGemmRows);
-        const uint32_t* from[kGemmRows];
-        float* to[kGemmRows];
-        for (int m = 0; m < here; ++m) {
-            from[m] = reinterpret_cast<const uint32_t*>(latents + (key + m) * stride);
-            to[m] = results + m * 16;
-        }
-        Groups<kGemmRows>::run_pairs(here, reinterpret_cast<const uint8_t*>(tile), latent, from, to, true);
-        for (int m = 0; m < here; ++m)
-            _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + (key + m) * out_stride),
-                                (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(to[m])));
-    }
+    gemm_rows(tile, latent, latents, stride, count, results, 16);
+    for (int64_t key = 0; key < count; ++key)
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + key * out_stride),
+                            (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(results + key * 16)));
 }
 #endif
 

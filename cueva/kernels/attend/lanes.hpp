@@ -54,21 +54,6 @@ static inline void put_query(float* q_X, int64_t k, int64_t lane, float value, b
         q_X[k * 16 + lane] = value;
 }
 
-// Scores of some keys: (keys, 16).
-static inline void score_keys(const float* q_X, int64_t width, const float* keys, int64_t stride, int64_t count,
-                              float* scores) {
-    for (int64_t key = 0; key < count; key += kGemmRows) {
-        const int here = static_cast<int>(count - key < kGemmRows ? count - key : kGemmRows);
-        const float* from[kGemmRows];
-        float* to[kGemmRows];
-        for (int m = 0; m < here; ++m) {
-            from[m] = keys + (key + m) * stride;
-            to[m] = scores + (key + m) * 16;
-        }
-        Groups<kGemmRows>::run(here, q_X, width, from, to, true);
-    }
-}
-
 // Sums of M lanes for sixteen columns: sum = sum * factor + weight[key][lane] * value[key][column], key after key.
 template <int M>
 static inline void add_values(const float* weights, const float* values, int64_t stride, int64_t count,
@@ -97,20 +82,6 @@ static inline void mix_values(const float* weights, const float* values, int64_t
 }
 
 #if defined(CUEVA_ISA_BF16)
-
-static inline void score_keys(const float* q_X, int64_t width, const uint16_t* keys, int64_t stride, int64_t count,
-                              float* scores) {
-    for (int64_t key = 0; key < count; key += kGemmRows) {
-        const int here = static_cast<int>(count - key < kGemmRows ? count - key : kGemmRows);
-        const uint32_t* from[kGemmRows];
-        float* to[kGemmRows];
-        for (int m = 0; m < here; ++m) {
-            from[m] = reinterpret_cast<const uint32_t*>(keys + (key + m) * stride);
-            to[m] = scores + (key + m) * 16;
-        }
-        Groups<kGemmRows>::run_pairs(here, reinterpret_cast<const uint8_t*>(q_X), width, from, to, true);
-    }
-}
 
 // Two keys at a time: their values interleaved to (first, second) of each column, their weights as bf16 pairs. The lane
 // of an odd last key meets a zero. The next block's lines are asked for while this one is computed.
@@ -151,7 +122,7 @@ static inline void mix_values(const float* weights, const uint16_t* values, int6
 template <class Cell>
 static inline void attend_block(const float* q_X, int64_t width, const Rows<Cell>& rows, int64_t first, int64_t count,
                                 const float* limit, const Mixture& mix, float* scores) {
-    score_keys(q_X, width, rows.keys, rows.key_stride, count, scores);
+    gemm_rows(q_X, width, rows.keys, rows.key_stride, count, scores, 16);
 
     const F32x16 limits = load(limit), lowest = splat(-INFINITY), before = load(mix.most);
     F32x16 block_most = lowest;

@@ -67,6 +67,35 @@ struct Groups {
 #endif
 };
 
+// A widened tile (queries side by side count as one) against rows that lie `stride` apart: sixteen results for each.
+static inline void gemm_rows(const float* tile, int64_t columns, const float* rows, int64_t stride, int64_t count,
+                             float* out, int64_t out_stride) {
+    for (int64_t row = 0; row < count; row += kGemmRows) {
+        const int here = static_cast<int>(count - row < kGemmRows ? count - row : kGemmRows);
+        const float* from[kGemmRows];
+        float* to[kGemmRows];
+        for (int m = 0; m < here; ++m) from[m] = rows + (row + m) * stride, to[m] = out + (row + m) * out_stride;
+        Groups<kGemmRows>::run(here, tile, columns, from, to, true);
+    }
+}
+
+#if defined(CUEVA_ISA_BF16)
+// The same with a tile of pairs and rows of bf16.
+static inline void gemm_rows(const float* tile, int64_t columns, const uint16_t* rows, int64_t stride, int64_t count,
+                             float* out, int64_t out_stride) {
+    for (int64_t row = 0; row < count; row += kGemmRows) {
+        const int here = static_cast<int>(count - row < kGemmRows ? count - row : kGemmRows);
+        const uint32_t* from[kGemmRows];
+        float* to[kGemmRows];
+        for (int m = 0; m < here; ++m) {
+            from[m] = reinterpret_cast<const uint32_t*>(rows + (row + m) * stride);
+            to[m] = out + (row + m) * out_stride;
+        }
+        Groups<kGemmRows>::run_pairs(here, reinterpret_cast<const uint8_t*>(tile), columns, from, to, true);
+    }
+}
+#endif
+
 // Results of one tile: out[i] (16 floats) = sum over columns of W[tile] x[rows[i]], for `count` rows.
 // `wide` is scratch for kGemmColumns x 16 floats.
 static void gemm(const Matrix& w, int64_t tile, const Operand& x, const int32_t* rows, int64_t count, float* out,
